@@ -1,0 +1,42 @@
+"""The command line: Lightning's CLI with this project's defaults, links, checks and one-line errors."""
+
+import os
+import sys
+
+USAGE = """usage: python main.py {fit,validate} --config FILE [--config FILE ...] [--KEY VALUE ...]
+
+Train math-reasoning language models with GRPO-λ, and evaluate them.
+
+  fit        run a stage of training: supervised (SFTModule) or GRPO-λ (GRPOLambdaModule)
+  validate   run the benchmarks of the configuration
+
+  --config FILE         later files and options override earlier ones
+  --KEY VALUE           any key of the configuration, such as --model.objective.lam 0.98
+  --print_config        print the resulting configuration and stop
+  --ckpt_path FILE      resume fit from a checkpoint
+
+  python main.py fit --help          every key of fit, with its default
+  python main.py fit --rollouts.help  the keys of one part
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: by default those of the process.
+
+    Returns:
+        The exit code: 0 where all went well, 2 for a configuration that cannot work (one line on stderr).
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    # Set before torch is imported: trainer, engine and graders share the cores, and spinning threads slow all.
+    os.environ.setdefault("OMP_NUM_THREADS", "1" if (os.cpu_count() or 1) <= 4 else "4")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from app.cli_runner import run
+
+    return run(arguments)

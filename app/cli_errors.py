@@ -1,0 +1,267 @@
+"""One line for whatever is wrong with a configuration: the key, the file it stands in, the nearest valid key.
+
+The parser knows a failing key by its last part only; :func:`check_keys` walks the files beside the classes'
+signatures before it, so that a misspelt key or class is named whole.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app.errors import ConfigurationError
+
+CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A configuration file, or the options of the command line, as nested mappings."""
+
+    name: str
+    values: dict[str, Any]
+
+    def holds(self, path: Sequence[str]) -> bool:
+        """Whether this source sets the key at ``path``, written with or without ``init_args``."""
+        return _lookup(self.values, list(path)) is not None
+
+
+def read_sources(arguments: Sequence[str]) -> list[Source]:
+    """The configuration files named in ``arguments`` in order, then the options themselves.
+
+    Raises:
+        ConfigurationError: a file that is missing, is not YAML or holds no mapping.
+    """
+    files = [value for key, value in _options(arguments) if key in ("--config", "-c")]
+    options: dict[str, Any] = {}
+    for key, value in _options(arguments):
+        if key.startswith("--") and key != "--config" and not key.endswith(("help", "print_config")):
+            _set(options, key[2:].rstrip("+").split("."), value)
+    return [*(Source(str(path), _read_yaml(Path(path))) for path in files), Source("command line", options)]
+
+
+def check_keys(sources: Sequence[Source], top_level: Mapping[str, Any]) -> None:
+    """Refuses the first key or class of ``sources`` that does not exist.
+
+    Args:
+        sources: see :func:`read_sources`.
+        top_level: the type of each top-level key.
+
+    Raises:
+        ConfigurationError: naming key, source and nearest valid name.
+    """
+    merged: dict[str, Any] = {}
+    for source in sources:
+        merged = _merge(merged, source.values)
+    for path, problem in _problems(merged, top_level, []):
+        raise ConfigurationError(f"{problem}{_where(path, sources)}", key=".".join(path))
+
+
+def explain(error: ConfigurationError, sources: Sequence[Source]) -> str:
+    """One line on ``error``, with the source of the key that it blames where that can be told."""
+    if error.key is not None:
+        return f"{error}{'' if '(in ' in str(error) else _where(error.key.split('.'), sources)}"
+    message = " ".join(str(error).split())
+    parsed = re.match(r'Parser key "([\w.]+)": (.*)', message)
+    if parsed is None:
+        return message
+    path = _path_of(parsed[1].split("."), sources)
+    reasons = re.findall(r"Errors: - (.*?) - Expected a <class 'NoneType'>", parsed[2])
+    text = re.sub(r"<class '([\w.]+)'>", r"\1", reasons[0] if reasons else parsed[2]).replace("typing.", "")
+    return f"{'.'.join(path)}: {text}{_where(path, sources)}"
+
+
+def configuration_error(error: BaseException) -> ConfigurationError | None:
+    """The innermost configuration error behind ``error`` (the parser wraps those that constructors raise)."""
+    found, cause = None, error
+    while cause is not None:
+        if isinstance(cause, ConfigurationError):
+            found = cause
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    return found
+
+
+# ── what stands in the configuration ──
+
+
+def _options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """(option, value) for ``--key value`` and ``--key=value``."""
+    words = list(arguments)
+    for index, word in enumerate(words):
+        if word.startswith("-") and "=" in word:
+            yield tuple(word.split("=", 1))  # type: ignore[misc]
+        elif word.startswith("-"):
+            yield word, words[index + 1] if index + 1 < len(words) else None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        present = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise ConfigurationError(f"there is no file {path}{nearest(str(path), present)}", key="--config")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"is not YAML: {' '.join(str(error).split())}", key=str(path)) from error
+    if not isinstance(values, dict):
+        raise ConfigurationError("holds no keys: a configuration is a mapping of keys to values", key=str(path))
+    return values
+
+
+def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        child = values.get(key)
+        values[key] = values = child if isinstance(child, dict) else {}
+    values[path[-1]] = value
+
+
+def _plain(values: Any) -> Any:
+    """A mapping with the level of ``init_args`` taken out, as a user may leave it out."""
+    if isinstance(values, Mapping) and "init_args" in values and isinstance(values["init_args"], Mapping):
+        rest = {key: value for key, value in values.items() if key != "init_args"}
+        return {**rest, **values["init_args"]}
+    return values
+
+
+def _merge(old: Any, new: Any) -> Any:
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        return new
+    old, new = _plain(old), _plain(new)
+    if "class_path" in new and new["class_path"] != old.get("class_path"):
+        return new
+    return {**old, **{key: _merge(old[key], value) if key in old else value for key, value in new.items()}}
+
+
+def _lookup(values: Any, path: list[str]) -> Any:
+    for key in path:
+        values = _plain(values)
+        if isinstance(values, Mapping) and key in values:
+            values = values[key]
+        elif isinstance(values, list) and key.isdigit() and int(key) < len(values):
+            values = values[int(key)]
+        elif key not in CLASS_KEYS:
+            return None
+    return True if values is None else values
+
+
+def _where(path: Sequence[str], sources: Sequence[Source]) -> str:
+    """`` (in FILE)``: the last source that sets the key, as the parser lets it win."""
+    holding = [source.name for source in sources if source.holds(path)]
+    return f" (in {holding[-1]})" if holding else ""
+
+
+def _path_of(ending: list[str], sources: Sequence[Source]) -> list[str]:
+    """The first key of the sources that ends like ``ending``, or ``ending`` itself."""
+    for source in reversed(sources):
+        for path in _paths(source.values):
+            if path[-len(ending) :] == ending:
+                return path
+    return ending
+
+
+def _paths(values: Any) -> Iterator[list[str]]:
+    values = _plain(values)
+    pairs = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in pairs:
+        yield [str(key)]
+        yield from ([str(key), *path] for path in _paths(value))
+
+
+# ── what may stand there ──
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """``; did you mean X?`` where something valid is near, else the list of what is valid."""
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; there are {', '.join(sorted(known))}" if known else ""
+
+
+def _problems(values: Any, known: Mapping[str, Any], path: list[str]) -> Iterator[tuple[list[str], str]]:
+    """(path, what is wrong) for each key of ``values`` that is not in ``known``, and so on below."""
+    for key, value in values.items():
+        if key not in known:
+            yield [*path, str(key)], f"no such key{nearest(str(key), list(known))}"
+        else:
+            yield from _below(_plain(value), known[key], [*path, str(key)])
+
+
+def _below(value: Any, annotation: Any, path: list[str]) -> Iterator[tuple[list[str], str]]:
+    options = _alternatives(annotation)
+    if isinstance(value, list):
+        for element in (typing.get_args(option)[0] for option in options if typing.get_origin(option) is list):
+            for index, item in enumerate(value):
+                yield from _below(_plain(item), element, [*path, str(index)])
+    if not isinstance(value, Mapping):
+        return
+    for option in options:
+        if typing.get_origin(option) is dict and len(typing.get_args(option)) == 2:
+            for key, item in value.items():
+                yield from _below(_plain(item), typing.get_args(option)[1], [*path, str(key)])
+    bases = [option for option in options if inspect.isclass(option) and _is_configurable(option)]
+    if bases:
+        yield from _class_problems(value, bases, path)
+
+
+def _class_problems(
+    value: Mapping[str, Any], bases: Sequence[type], path: list[str]
+) -> Iterator[tuple[list[str], str]]:
+    chosen: Any = bases[0]
+    if "class_path" in value:
+        chosen = _find_class(str(value["class_path"]), bases)
+        if chosen is None:
+            names = [each.__name__ for base in bases for each in _subclasses(base)]
+            ending = str(value["class_path"]).rsplit(".", 1)[-1]
+            yield [*path, "class_path"], f"no class {value['class_path']}{nearest(ending, names)}"
+            return
+    arguments = {key: item for key, item in value.items() if key not in CLASS_KEYS}
+    yield from _problems(arguments, parameters(chosen), path)
+
+
+def _find_class(name: str, bases: Sequence[type]) -> type | None:
+    """A class by import path, or by its bare name among the subclasses of ``bases``."""
+    if "." not in name:
+        return next((each for base in bases for each in _subclasses(base) if each.__name__ == name), None)
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        return None
+
+
+def _subclasses(base: type) -> list[type]:
+    return [base, *(each for child in base.__subclasses__() for each in _subclasses(child))]
+
+
+def parameters(of: Any) -> dict[str, Any]:
+    """Name → annotation of what a class (or function) takes, those handed on to its bases included."""
+    try:
+        hints = typing.get_type_hints(of.__init__ if inspect.isclass(of) else of)
+    except NameError:  # an annotation that is imported for type checkers only
+        hints = {}
+    own = inspect.signature(of).parameters.values()
+    found = {each.name: hints.get(each.name, each.annotation) for each in own if each.kind != each.VAR_KEYWORD}
+    if inspect.isclass(of) and any(each.kind == each.VAR_KEYWORD for each in own):
+        for base in of.__mro__[1:-1]:
+            found = parameters(base) | found
+    return found
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [each for option in typing.get_args(annotation) for each in _alternatives(option)]
+    return [annotation]
+
+
+def _is_configurable(option: type) -> bool:
+    builtin = option.__module__ in ("builtins", "pathlib", "datetime", "types")
+    return dataclasses.is_dataclass(option) or not (builtin or issubclass(option, (str, Path)))

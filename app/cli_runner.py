@@ -1,0 +1,145 @@
+"""Builds Lightning's CLI for this project and runs it. Imported late: Lightning alone takes seconds to import."""
+
+import logging
+import sys
+import warnings
+from typing import Any
+
+import jsonargparse
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from app.cli_errors import Source, check_keys, configuration_error, explain, parameters, read_sources
+from app.errors import ConfigurationError
+from callbacks import (
+    BenchmarkEvaluation,
+    CompletionsTable,
+    HFExport,
+    IterationCheckpoint,
+    IterationProgress,
+    RolloutCallback,
+    TraceLogging,
+)
+from datamodules import MathPromptDataModule, SFTDataModule
+from datamodules.base import ProblemDataModule
+from modules import GRPOLambdaModule, SFTModule
+from modules.policy_module import PolicyModule
+
+# Each is a key of its own, so that `--rollouts.group_size 4` works; null (the default) leaves it out.
+CALLBACKS: dict[str, type] = {
+    "rollouts": RolloutCallback,
+    "evaluation": BenchmarkEvaluation,
+    "traces": TraceLogging,
+    "completions": CompletionsTable,
+    "checkpoint": IterationCheckpoint,
+    "export": HFExport,
+}
+SEEDED = (
+    "model.init_args.seed",
+    "data.init_args.seed",
+    "rollouts.init_args.seed",
+    "evaluation.init_args.seed",
+)
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_epochs": 1,
+    "use_distributed_sampler": False,
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": -1,
+    "check_val_every_n_epoch": None,
+    "log_every_n_steps": 1,
+}
+
+
+class OneLineParser(LightningArgumentParser):
+    """Raises what is wrong instead of printing pages of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        raise ConfigurationError(message) from ex
+
+
+class GRPOLambdaCLI(LightningCLI):
+    """LightningCLI with a key for each callback and one seed for everything."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        wanted = ("fit", "validate")
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in wanted}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for key, callback in CALLBACKS.items():
+            parser.add_argument(f"--{key}", type=callback | None, default=None)
+        for target in SEEDED:
+            parser.link_arguments("seed_everything", target)
+        parser.add_argument("--name", default="run", help="the run's folder below trainer.default_root_dir")
+
+    def _parse_ckpt_path(self) -> None:
+        """Left out on purpose: a checkpoint's saved arguments would silently override the configuration."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        config = dict(self._get(self.config_init, "trainer"))
+        config["default_root_dir"] = config.get("default_root_dir") or "runs"
+        if config.get("logger") is None:
+            config["logger"] = TensorBoardLogger(config["default_root_dir"], self._get(self.config_init, "name"))
+        callbacks = [self._get(self.config_init, key) for key in CALLBACKS]
+        callbacks = [callback for callback in callbacks if callback is not None]
+        if config.get("enable_progress_bar") is not False:
+            callbacks.append(IterationProgress())
+        return self._instantiate_trainer(config | kwargs, callbacks)
+
+
+def run(arguments: list[str]) -> int:
+    """See :func:`app.cli.main`."""
+    _quieten()
+    sources: list[Source] = []
+    try:
+        sources = read_sources(arguments[1:])
+        if arguments[0] in GRPOLambdaCLI.subcommands():
+            check_keys(sources, _top_level(arguments[0]))
+        _start(arguments)
+    except Exception as error:
+        root = configuration_error(error)
+        if root is None:
+            raise
+        print(f"error: {explain(root, sources)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _start(arguments: list[str]) -> None:
+    GRPOLambdaCLI(
+        PolicyModule,
+        ProblemDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        parser_class=OneLineParser,
+        parser_kwargs={"parser_mode": "omegaconf+"},
+        trainer_defaults=TRAINER_DEFAULTS,
+        seed_everything_default=0,
+        save_config_kwargs={"overwrite": True},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=arguments,
+    )
+
+
+def _top_level(subcommand: str) -> dict[str, Any]:
+    """Key → type, of everything that may stand at the top of a configuration."""
+    own = {"trainer": Trainer, "model": PolicyModule, "data": ProblemDataModule, **CALLBACKS}
+    method = parameters(getattr(Trainer, subcommand))
+    skipped = GRPOLambdaCLI.subcommands()[subcommand] | {"self"}
+    rest = {key: kind for key, kind in method.items() if key not in skipped}
+    return {**own, **rest, "seed_everything": int, "name": str}
+
+
+def _quieten() -> None:
+    """Keeps notices that a user can do nothing about out of the way of those that matter."""
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
+    for pattern in (
+        ".*does not have many workers.*",
+        ".*deprecated.*LeafSpec.*",
+        ".*No device id is provided.*",
+    ):
+        warnings.filterwarnings("ignore", pattern)

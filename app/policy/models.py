@@ -1,0 +1,274 @@
+"""Policies and tokenizers: loaded from an HF folder or hub id, or built new from a configuration.
+
+Three checks of growing cost: the dataclasses check themselves; :func:`check_path` looks at files and imports
+nothing; :func:`check` imports transformers. Nothing here ever runs code that comes with a model.
+"""
+
+import copy
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from app.errors import ConfigurationError
+from app.policy.sources import (
+    check_source,
+    expanded,
+    loading,
+    nearest_sibling,
+    quiet,
+    refuse,
+    require_choice,
+)
+from app.policy.tokenizers import NewTokenizerSettings, new_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+DTYPES = ("float32", "bfloat16", "float16")
+LEGACY_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
+"""Configuration keys that transformers still understands though no attribute bears their name."""
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Where a policy comes from.
+
+    Attributes:
+        path: HF folder or hub id of a pretrained causal language model; or give ``config``.
+        revision: branch, tag or commit on the hub.
+        config: an HF configuration with its ``model_type``: a new model with random weights. ``vocab_size``
+            and the ids of special tokens come from the tokenizer where they are not given.
+        tokenizer: folder or hub id, settings of a new one, or null: the one at ``path``.
+        dtype: of the parameters.
+        attn_implementation: null lets transformers choose.
+        gradient_checkpointing: activations are computed again in the backward pass, to save memory.
+    """
+
+    path: str | None = None
+    revision: str | None = None
+    config: dict[str, Any] | None = None
+    tokenizer: str | NewTokenizerSettings | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.config is None):
+            refuse("give exactly one of path (a pretrained model) and config (a new one)", "path")
+        if self.config is not None and "model_type" not in self.config:
+            refuse("model_type is missing, such as qwen2 or llama", "config")
+        if self.config is not None and self.tokenizer is None:
+            refuse("a new model needs one: a folder, a hub id, or settings of a new one", "tokenizer")
+        if self.revision is not None and self.path is None:
+            refuse("a revision belongs to a path on the hub", "revision")
+        require_choice(self.dtype, DTYPES, "policy.dtype")
+        if self.attn_implementation is not None:
+            require_choice(self.attn_implementation, ATTENTION, "policy.attn_implementation")
+
+
+def check_path(settings: PolicySettings) -> None:
+    """Looks for the files that ``settings`` name, without importing transformers or reading weights.
+
+    Raises:
+        ConfigurationError: a missing folder or file, or what can be neither a folder nor a hub id.
+    """
+    if settings.path is not None:
+        check_source(settings.path, "policy.path", ("config.json",), ("*.safetensors", "*.bin"))
+    if isinstance(settings.tokenizer, str):
+        check_source(settings.tokenizer, "policy.tokenizer", (), ("tokenizer*", "vocab*"))
+    elif settings.tokenizer is not None and settings.tokenizer.kind == "bpe":
+        corpus = Path(settings.tokenizer.corpus).expanduser()
+        if not corpus.is_file():
+            refuse(f"no such file: {corpus}{nearest_sibling(corpus)}", "tokenizer.corpus")
+
+
+def check(settings: PolicySettings) -> None:
+    """All that can be known without weights; imports transformers.
+
+    Raises:
+        ConfigurationError: see :func:`check_path`; an unknown ``model_type`` or configuration key (with the
+            nearest known one), sizes that do not fit together.
+    """
+    check_path(settings)
+    if settings.config is not None:
+        _check_head_sizes(_new_config(settings.config))
+
+
+def load_tokenizer(settings: PolicySettings) -> "PreTrainedTokenizerBase":
+    """The policy's tokenizer. It pads on the left; one without a pad token pads with its end token, which is
+    safe because masks come from lengths.
+
+    Raises:
+        ConfigurationError: missing or broken files; no end token.
+    """
+    check_path(settings)
+    if isinstance(settings.tokenizer, NewTokenizerSettings):
+        return new_tokenizer(settings.tokenizer)
+    from transformers import AutoTokenizer
+
+    source = settings.path if settings.tokenizer is None else settings.tokenizer
+    key = "policy.path" if settings.tokenizer is None else "policy.tokenizer"
+    assert source is not None  # settings without a path have a tokenizer
+    revision = settings.revision if settings.tokenizer is None else None
+    with quiet(), loading("tokenizer", source, key):
+        tokenizer = AutoTokenizer.from_pretrained(
+            expanded(source), revision=revision, trust_remote_code=False, padding_side="left"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ConfigurationError(f"the tokenizer of {source} has no end token (eos_token)", key=key)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_policy(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
+    """The policy, on the CPU, in eval mode as transformers leaves it.
+
+    Args:
+        settings: where it comes from.
+        seed: of a new model's weights; the global random state is left as it was.
+
+    Raises:
+        ConfigurationError: missing, broken or incomplete files; a configuration that makes no model; a
+            vocabulary smaller than the tokenizer's.
+    """
+    check(settings)
+    model = _pretrained(settings) if settings.config is None else _new_model(settings, seed)
+    if settings.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.eval()
+
+
+def load_reference(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
+    """The policy as :func:`load_policy` gives it with the same arguments, frozen."""
+    return _freeze(load_policy(settings, seed))
+
+
+def frozen_copy(model: "PreTrainedModel") -> "PreTrainedModel":
+    """An independent copy in eval mode whose parameters take no gradient."""
+    return _freeze(copy.deepcopy(model))
+
+
+def end_token_ids(
+    tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None
+) -> tuple[int, ...]:
+    """Ids that end a completion, ascending: the tokenizer's end token and those of the model's generation
+    configuration, of which some families have several.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    generation = getattr(model, "generation_config", None)
+    extra = getattr(generation, "eos_token_id", None)
+    ids = {tokenizer.eos_token_id, *(extra if isinstance(extra, list) else [extra])} - {None}
+    if not ids:
+        raise ConfigurationError(
+            "neither tokenizer nor generation_config names an end token", key="policy.tokenizer"
+        )
+    return tuple(sorted(int(token) for token in ids))
+
+
+def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> Path:
+    """Writes an HF folder (safetensors, configuration, tokenizer) that ``from_pretrained`` and vLLM load.
+
+    It is written beside its place and then renamed: ``folder`` is never half a model, even after a crash. An
+    existing one is replaced.
+    """
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+        fresh = Path(scratch) / "new"
+        with quiet():
+            model.save_pretrained(fresh)
+            tokenizer.save_pretrained(fresh)
+        if target.exists():
+            os.rename(target, Path(scratch) / "old")
+        os.rename(fresh, target)
+    return target
+
+
+def _freeze(model: "PreTrainedModel") -> "PreTrainedModel":
+    return model.requires_grad_(False).eval()
+
+
+def _pretrained(settings: PolicySettings) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    path = settings.path
+    assert path is not None
+    with quiet(), loading("model", path, "policy.path"):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            expanded(path),
+            revision=settings.revision,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported below, by name
+        )
+    # transformers would fill these with random numbers and go on
+    for what in ("missing_keys", "mismatched_keys"):
+        if names := sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in report[what]):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            reason = "lack" if what == "missing_keys" else "have another size than config.json says for"
+            refuse(f"the weights in {path} {reason} {names[0]}{more}", "path")
+    if settings.tokenizer is not None:
+        _check_vocabulary(model.config, load_tokenizer(settings))
+    return model
+
+
+def _new_model(settings: PolicySettings, seed: int) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    assert settings.config is not None
+    tokenizer = load_tokenizer(settings)
+    names = ("eos_token_id", "bos_token_id", "pad_token_id")
+    # A family's defaults (LLaMA: 1 and 2) would be other tokens of this tokenizer.
+    defaults = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
+    config = _new_config({**defaults, **settings.config})
+    _check_vocabulary(config, tokenizer)
+    with quiet(), loading("model", config.model_type, "policy.config"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(
+            config,
+            dtype=getattr(torch, settings.dtype),
+            attn_implementation=settings.attn_implementation,
+            trust_remote_code=False,
+        )
+
+
+def _new_config(entries: dict[str, Any]) -> "PreTrainedConfig":
+    """An HF configuration. Names that its class does not know are refused: transformers would keep quiet."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = entries["model_type"]
+    require_choice(kind, tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), "policy.config.model_type", listed=False)
+    family = CONFIG_MAPPING[kind]
+    known = {*family().to_dict(), *family.attribute_map, *LEGACY_CONFIG_KEYS}
+    for name in entries:
+        require_choice(name, tuple(sorted(known)), f"policy.config.{name}", listed=False)
+    with quiet(), loading("configuration", kind, "policy.config"):
+        return AutoConfig.for_model(kind, **{name: entries[name] for name in entries if name != "model_type"})
+
+
+def _check_head_sizes(config: "PreTrainedConfig") -> None:
+    """Divisions that transformers leaves to the first forward pass."""
+    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    if getattr(config, "head_dim", None) is None and hidden % heads:
+        refuse(f"{heads} attention heads do not divide hidden_size {hidden}", "config.num_attention_heads")
+    if heads % groups:
+        refuse(f"{groups} does not divide num_attention_heads {heads}", "config.num_key_value_heads")
+
+
+def _check_vocabulary(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
+    if config.vocab_size < len(tokenizer):
+        message = f"the model knows {config.vocab_size} tokens, its tokenizer has {len(tokenizer)}"
+        raise ConfigurationError(message, key="policy.config.vocab_size")

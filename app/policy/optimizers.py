@@ -1,0 +1,89 @@
+"""The optimiser and its learning-rate schedule, as settings."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from app.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW with warm-up.
+
+    Attributes:
+        name: "adamw" (fused where torch offers it for the device) or "adamw8bit" (needs bitsandbytes and a GPU).
+        lr: peak learning rate.
+        betas: decay of the running means of gradient and squared gradient.
+        weight_decay: decoupled; on matrices only.
+        warmup_iterations: iterations of linear warm-up; iteration t of it runs at lr · (t + 1) / (warm-up + 1).
+        schedule: what follows the warm-up, down to ``lr · final_lr_ratio`` at the last iteration.
+        final_lr_ratio: see ``schedule``.
+        max_grad_norm: the gradient's global norm is clipped to this; null switches clipping off.
+    """
+
+    name: Literal["adamw", "adamw8bit"] = "adamw"
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    warmup_iterations: int = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_lr_ratio: float = 0.0
+    max_grad_norm: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "lr": (self.lr > 0, "must be positive"),
+            "betas": (all(0 <= beta < 1 for beta in self.betas), "must each lie in [0, 1)"),
+            "weight_decay": (self.weight_decay >= 0, "must be at least 0"),
+            "warmup_iterations": (self.warmup_iterations >= 0, "must be at least 0"),
+            "final_lr_ratio": (0 <= self.final_lr_ratio <= 1, "must lie in [0, 1]"),
+            "max_grad_norm": (
+                self.max_grad_norm is None or self.max_grad_norm > 0,
+                "must be positive or null",
+            ),
+        }
+        for field, (holds, rule) in rules.items():
+            if not holds:
+                raise ConfigurationError(
+                    f"{rule}, got {getattr(self, field)}", key=f"model.optimizer.{field}"
+                )
+
+
+def lr_factor(settings: OptimizerSettings, iteration: int, total: float) -> float:
+    """Share of the peak learning rate at ``iteration`` (from 0) of ``total``."""
+    warmup = settings.warmup_iterations
+    if iteration < warmup:
+        return (iteration + 1) / (warmup + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    done = min(1.0, (iteration - warmup) / max(1, total - 1 - warmup))
+    falling = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return settings.final_lr_ratio + (1 - settings.final_lr_ratio) * falling
+
+
+def build_optimizer(
+    parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings
+) -> torch.optim.Optimizer:
+    """The optimiser over the trainable ones of ``parameters``; vectors (norms, biases) are not decayed."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.name == "adamw8bit":
+        return _adamw8bit()(groups, lr=settings.lr, betas=settings.betas)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+
+
+def _adamw8bit() -> type[torch.optim.Optimizer]:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        message = "adamw8bit needs bitsandbytes: `.venv/bin/uv pip install bitsandbytes`, or use adamw"
+        raise ConfigurationError(message, key="model.optimizer.name") from error
+    return AdamW8bit

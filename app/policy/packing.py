@@ -1,0 +1,140 @@
+"""Ragged prompts and completions as one padded batch: prompts on the left, completions on the right.
+
+Shapes: B rows, P width of the prompts, T width of the completions, S = P + T.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Prompts, left-padded, followed by completions, right-padded.
+
+    Attributes:
+        input_ids: [B, S] int64.
+        attention_mask: [B, S] int64; 1 on real tokens.
+        position_ids: [B, S] int64; a row's first real token has position 0, whatever its padding.
+        prompt_length: P; columns from P on are completion tokens.
+        completion_mask: [B, T] bool; true on real completion tokens.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    prompt_length: int
+    completion_mask: Tensor
+
+    @property
+    def completion_ids(self) -> Tensor:
+        """[B, T] int64, filled up with the pad id."""
+        return self.input_ids[:, self.prompt_length :]
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] real tokens a row, prompt and completion."""
+        return self.attention_mask.sum(1)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        """The same batch on ``device``."""
+        return TokenBatch(
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.position_ids.to(device),
+            self.prompt_length,
+            self.completion_mask.to(device),
+        )
+
+    def select(self, rows: Tensor | Sequence[int]) -> "TokenBatch":
+        """The given rows, without the columns that are padding in all of them.
+
+        Completions lose columns on their right alone: column t stays token t. One column always stays.
+        """
+        index = torch.as_tensor(rows, device=self.input_ids.device)
+        mask = self.completion_mask[index]
+        prompts = self.attention_mask[index, : self.prompt_length].sum(1)
+        prompt, completion = int(prompts.max()), max(1, int(mask.sum(1).max()))
+        columns = slice(self.prompt_length - prompt, self.prompt_length + completion)
+        return TokenBatch(
+            self.input_ids[index, columns],
+            self.attention_mask[index, columns],
+            self.position_ids[index, columns],
+            prompt,
+            mask[:, :completion],
+        )
+
+
+def build(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], pad_id: int
+) -> TokenBatch:
+    """One padded batch of B prompts, each at least one token, and their B completions, which may be empty.
+
+    Masks come from lengths: a pad id inside a completion is a token like any other.
+
+    Raises:
+        ValueError: no rows, unequal numbers of rows, or an empty prompt (nothing predicts its first token).
+    """
+    if not prompt_ids or len(prompt_ids) != len(completion_ids):
+        raise ValueError(f"{len(prompt_ids)} prompts and {len(completion_ids)} completions make no batch")
+    if not all(prompt_ids):
+        raise ValueError(f"prompt {[bool(ids) for ids in prompt_ids].index(False)} is empty")
+    prompts, prompt_mask = pad_left(prompt_ids, pad_id)
+    width = max(1, max(map(len, completion_ids)))
+    rows = [[*ids, *[pad_id] * (width - len(ids))] for ids in completion_ids]
+    lengths = torch.tensor([len(ids) for ids in completion_ids])
+    mask = torch.arange(width) < lengths[:, None]
+    attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
+    input_ids = torch.cat([prompts, torch.tensor(rows)], dim=1)
+    return TokenBatch(input_ids, attention_mask, positions(attention_mask), prompts.shape[1], mask)
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids [B, P] and attention mask [B, P], both int64, of lists of unequal lengths."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*[pad_id] * (width - len(row)), *row] for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(width) >= width - lengths[:, None]).long()
+
+
+def positions(attention_mask: Tensor) -> Tensor:
+    """[B, S] position ids: 0 on a row's first real token and on the padding before it."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def completion_mask(completion_ids: Tensor, end_token_ids: Sequence[int]) -> Tensor:
+    """[B, T] bool: true up to and including the first end token; the whole row where there is none.
+
+    Pad ids play no part: a model can sample the pad token.
+    """
+    ends = torch.isin(completion_ids, torch.tensor(list(end_token_ids), device=completion_ids.device))
+    return ends.cumsum(1) - ends.long() == 0
+
+
+def split_by_rows(batch: TokenBatch, rows: int) -> list[Tensor]:
+    """Row indices in parts of at most ``rows``, longest rows first: alike lengths share little padding."""
+    return list(_by_falling_length(batch).split(rows))
+
+
+def split_by_tokens(batch: TokenBatch, tokens: int) -> list[Tensor]:
+    """Row indices in parts whose padded area (rows x longest row) is at most ``tokens``, longest rows first.
+
+    A row that is longer than ``tokens`` makes a part of its own.
+    """
+    order = _by_falling_length(batch)
+    widths = batch.lengths.cpu()[order].tolist()
+    parts, start = [], 0
+    while start < len(order):
+        count = max(1, tokens // widths[start])
+        parts.append(order[start : start + count])
+        start += count
+    return parts
+
+
+def _by_falling_length(batch: TokenBatch) -> Tensor:
+    return batch.lengths.cpu().argsort(descending=True, stable=True)

@@ -1,0 +1,91 @@
+"""Where models and tokenizers come from: folders and hub ids, and how failures to load them are told."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from app.errors import ConfigurationError
+
+
+def check_source(source: str, key: str, needed: tuple[str, ...], one_of: tuple[str, ...]) -> None:
+    """Refuses what is neither a folder with these files nor looks like a hub id."""
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        # "runs/policy" is a hub id by its looks; a folder "runs" here tells what was meant
+        is_hub_id = (
+            re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source)
+            and Path(source).parts[0] not in os.listdir()
+        )
+        if not is_hub_id:
+            raise ConfigurationError(f"no such folder: {source}{nearest_sibling(folder)}", key=key)
+        return
+    if not folder.is_dir():
+        raise ConfigurationError(f"{source} is a file; give the folder that holds the model", key=key)
+    for name in needed:
+        if not (folder / name).is_file():
+            raise ConfigurationError(f"{source} is no HF model folder: it holds no {name}", key=key)
+    if not any(any(folder.glob(pattern)) for pattern in one_of):
+        raise ConfigurationError(f"{source} holds none of {', '.join(one_of)}", key=key)
+
+
+def nearest_sibling(path: Path) -> str:
+    """ "; did you mean …?" with the name most like ``path``'s in its folder; empty where there is none."""
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    near = get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.parent / near[0]}?" if near else ""
+
+
+def expanded(source: str) -> str:
+    """A folder with its ``~`` resolved; a hub id as it is."""
+    folder = Path(source).expanduser()
+    return str(folder) if folder.exists() else source
+
+
+@contextlib.contextmanager
+def loading(what: str, source: str, key: str) -> Iterator[None]:
+    """Turns what transformers raises over bad files or settings into one line that names ``source``."""
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    kinds = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, ZeroDivisionError)
+    try:
+        yield
+    except (*kinds, SafetensorError, StrictDataclassError) as error:
+        cause = " ".join(str(error).split())
+        message = f"cannot load the {what} of {source}: {type(error).__name__}: {cause[:400]}"
+        raise ConfigurationError(message, key=key) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars, load reports and advice of transformers."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def refuse(message: str, key: str) -> NoReturn:
+    """Raises :class:`ConfigurationError`, blaming ``key`` of the policy's settings."""
+    raise ConfigurationError(message, key=f"policy.{key}")
+
+
+def require_choice(value: str, choices: tuple[str, ...], key: str, listed: bool = True) -> None:
+    """Refuses a value that is none of ``choices``, naming the nearest one and, if ``listed``, all of them."""
+    if value in choices:
+        return
+    near = get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    options = f"; choose one of {', '.join(choices)}" if listed else ""
+    raise ConfigurationError(f"unknown name {value!r}{hint}{options}", key=key)

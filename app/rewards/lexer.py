@@ -1,0 +1,116 @@
+"""Normalised text → tokens."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from app.rewards.normalise import CURRENCY, GROUP_MARK, ROW_MARK
+
+_CURRENCY_SIGNS = "".join(CURRENCY.values())
+_SEPARATED = rf"\d{{1,3}}(?:{GROUP_MARK}\s?\d{{3}})+(?!\d)|\d{{1,3}}(?: \d{{3}})+(?![\d/])|\d{{1,3}}(?:_\d{{3}})+(?!\d)"
+_COMMA_GROUPS = r"\d{1,3}(?:,\d{3})+(?!\d)"
+_DECIMALS = r"(?:\.\d*)?(?:\s?[eE][+-]?\d+(?![\d.]))?"
+_REST = (
+    r"|(?P<text>\\text\s*\{)|\\(?P<command>[A-Za-z]+)|\\(?P<escaped>[{}%|#&_])|(?P<word>[A-Za-z]+)"
+    rf"|(?P<currency>[{_CURRENCY_SIGNS}])|(?P<space>\s+)|(?P<power>\*\*)"
+    r"|(?P<relation><=|>=|!=|==|<>|=<)|(?P<char>.)"
+)
+_PATTERNS = {
+    # a comma before exactly three digits: part of the number, or between two members of a list
+    True: re.compile(rf"(?P<number>(?:{_SEPARATED}|{_COMMA_GROUPS}|\d+){_DECIMALS}|\.\d+{_DECIMALS[12:]}){_REST}", re.DOTALL),
+    False: re.compile(rf"(?P<number>(?:{_SEPARATED}|\d+){_DECIMALS}|\.\d+{_DECIMALS[12:]}){_REST}", re.DOTALL),
+}
+_RELATIONS = {"<=": "le", ">=": "ge", "!=": "ne", "==": "=", "<>": "ne", "=<": "le", "<": "lt", ">": "gt", "=": "="}
+_RELATION_COMMANDS = frozenset("le ge ne approx in lt gt sim equiv notin subset".split())
+_BRACKETS = {"langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉"}
+_BRACKETS |= {"lparen": "(", "rparen": ")"}
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token.
+
+    Attributes:
+        kind: ``number``, ``text``, ``command``, ``word`` (a run of letters), ``currency``, ``relation``, ``char``.
+        value: the number's digits without separators, the text's content, the command's name, the letters …
+        spaced: whether white space stands before it.
+        decimal: for a number, whether it is written with a point or an exponent.
+    """
+
+    kind: str
+    value: str
+    spaced: bool = False
+    decimal: bool = False
+
+    def number(self) -> Fraction:
+        """The exact value of a number token; ``ValueError`` where its exponent is absurd."""
+        mantissa, _, exponent = self.value.lower().partition("e")
+        if exponent and abs(int(exponent)) > 5000:
+            raise ValueError(f"exponent {exponent} is out of bounds")
+        return Fraction(mantissa + "0" if mantissa.endswith(".") else mantissa) * Fraction(10) ** int(exponent or 0)
+
+
+def tokenize(text: str, commas_group_digits: bool = True) -> list[Token]:
+    """The tokens of normalised text.
+
+    Args:
+        text: from :func:`app.rewards.normalise.normalise`.
+        commas_group_digits: whether ``1,234`` is one number; otherwise it is a list of two.
+    """
+    tokens: list[Token] = []
+    position, spaced = 0, False
+    pattern = _PATTERNS[commas_group_digits]
+    while position < len(text):
+        match = pattern.match(text, position)
+        assert match is not None and match.lastgroup is not None  # the last alternative takes any character
+        position = match.end()
+        if match.lastgroup == "space":
+            spaced = True
+            continue
+        if match.lastgroup == "text":
+            end = _closing_brace(text, position)
+            tokens.append(Token("text", text[position:end].strip(), spaced))
+            position = end + 1
+        else:
+            tokens.append(_token(match, spaced))
+        spaced = False
+    return tokens
+
+
+def _closing_brace(text: str, start: int) -> int:
+    depth = 1
+    for index in range(start, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return index
+    return len(text)
+
+
+def _token(match: re.Match[str], spaced: bool) -> Token:
+    kind, value = str(match.lastgroup), match[0]
+    if kind == "number":
+        digits = re.sub(rf"[{GROUP_MARK}\s,_]", "", value)
+        return Token("number", digits, spaced, bool(re.search(r"[.eE]", digits.rstrip("."))))
+    if kind == "command":
+        return _command(match["command"], spaced)
+    if kind == "escaped":
+        return Token("char", "‖" if match["escaped"] == "|" else "\\" + match["escaped"], spaced)
+    if kind == "power":
+        return Token("char", "^", spaced)
+    if kind == "relation" or value in "<>=":
+        return Token("relation", _RELATIONS[value], spaced)
+    if value == GROUP_MARK:
+        return Token("char", ",", spaced)
+    if value == ROW_MARK:
+        return Token("command", "row", spaced)
+    return Token(kind, value, spaced)
+
+
+def _command(name: str, spaced: bool) -> Token:
+    if name in _RELATION_COMMANDS:
+        return Token("relation", name, spaced)
+    if name in _BRACKETS:
+        return Token("char", _BRACKETS[name], spaced)
+    if name in ("and", "or"):
+        return Token("text", name, spaced)
+    return Token("command", name, spaced)

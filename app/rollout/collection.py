@@ -1,0 +1,96 @@
+"""From prompts to graded completions: requests, generation, decoding, rewards."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from app.data.problems import PromptBatch
+from app.rewards.functions import RewardSample, WeightedRewards
+from app.rollout.engine import Completion, GenerationRequest, RolloutEngine, SamplingSettings
+from app.rollout.experience import Rollout
+from app.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def rollout_requests(
+    batch: PromptBatch, group_size: int, sampling: SamplingSettings, end_token_ids: tuple[int, ...], seed: int
+) -> list[GenerationRequest]:
+    """One request a prompt; its seed depends on (seed, iteration, position in the global batch) alone, so that
+    neither a resumed run nor another number of ranks draws other samples."""
+    places = [(batch.iteration, batch.first_index + index) for index in range(len(batch.prompt_ids))]
+    return [
+        GenerationRequest(ids, group_size, derive_seed(seed, "rollout", *place), sampling, end_token_ids)
+        for ids, place in zip(batch.prompt_ids, places, strict=True)
+    ]
+
+
+def decode_groups(tokenizer: "PreTrainedTokenizerBase", groups: Sequence[Sequence[Completion]]) -> list[str]:
+    """The texts of all completions, group by group, without special tokens."""
+    ids = [completion.token_ids for group in groups for completion in group]
+    return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def reward_samples(
+    batch: PromptBatch, groups: Sequence[Sequence[Completion]], texts: Sequence[str], max_new_tokens: int
+) -> list[RewardSample]:
+    """What the reward functions see of each completion, group by group."""
+    rows = [(problem, row) for problem, group in zip(batch.problems, groups, strict=True) for row in group]
+    return [
+        RewardSample(problem, text, len(row.token_ids), row.finish_reason, max_new_tokens)
+        for (problem, row), text in zip(rows, texts, strict=True)
+    ]
+
+
+class RolloutCollector:
+    """Generates and grades the completions of several iterations' prompts at once."""
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        rewards: WeightedRewards,
+        group_size: int,
+        sampling: SamplingSettings,
+        seed: int,
+    ) -> None:
+        self.engine = engine
+        self.rewards = rewards
+        self.group_size = group_size
+        self.sampling = sampling
+        self.seed = seed
+
+    def collect(
+        self,
+        batches: Sequence[PromptBatch],
+        tokenizer: "PreTrainedTokenizerBase",
+        end_token_ids: tuple[int, ...],
+    ) -> list[Rollout]:
+        """One graded rollout a batch; all are generated in one call of the engine, with the weights it holds."""
+        started = time.perf_counter()
+        requests = [
+            request
+            for batch in batches
+            for request in rollout_requests(batch, self.group_size, self.sampling, end_token_ids, self.seed)
+        ]
+        groups = iter(self.engine.generate(requests))
+        seconds = (time.perf_counter() - started) / len(batches)
+        rollouts = []
+        for batch in batches:
+            own = [next(groups) for _ in batch.problems]
+            rollouts.append(self._grade(batch, own, tokenizer, batches[0].iteration, seconds))
+        return rollouts
+
+    def _grade(
+        self,
+        batch: PromptBatch,
+        groups: list[list[Completion]],
+        tokenizer: "PreTrainedTokenizerBase",
+        weights_iteration: int,
+        generate_seconds: float,
+    ) -> Rollout:
+        started = time.perf_counter()
+        texts = decode_groups(tokenizer, groups)
+        graded = self.rewards(reward_samples(batch, groups, texts, self.sampling.max_new_tokens))
+        seconds = {"generate": generate_seconds, "grade": time.perf_counter() - started}
+        return Rollout(batch, groups, texts, graded.totals, graded.columns, weights_iteration, seconds, graded.counts)

@@ -1,0 +1,115 @@
+"""What a rollout leaves behind, and the tensors that one RL iteration learns from."""
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from app.data.problems import Problem, PromptBatch
+from app.rollout.engine import Completion
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from app.policy.packing import TokenBatch
+    from app.rollout.metrics import MetricSums
+
+
+@dataclass
+class Rollout:
+    """Graded completions of one iteration's prompts on this rank: plain lists, so that it can wait in a checkpoint.
+
+    Attributes:
+        batch: the P prompts.
+        completions: P groups of G completions.
+        texts: their P·G decoded texts, group by group.
+        rewards: P·G total rewards; NaN where no reward function could score.
+        reward_columns: for each reward function its P·G unweighted scores; NaN where it could not score.
+        weights_iteration: the iteration whose policy weights generated it.
+        seconds: wall time by phase ("sync", "generate", "grade").
+        counts: further numbers worth logging (verdict reasons, restarts …).
+    """
+
+    batch: PromptBatch
+    completions: list[list[Completion]]
+    texts: list[str]
+    rewards: list[float]
+    reward_columns: dict[str, list[float]]
+    weights_iteration: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def group_size(self) -> int:
+        """G, completions a prompt."""
+        return len(self.completions[0])
+
+    @property
+    def rows(self) -> list[Completion]:
+        """All P·G completions, group by group."""
+        return [completion for group in self.completions for completion in group]
+
+
+@dataclass
+class Experience:
+    """What :class:`modules.GRPOLambdaModule` learns from in one iteration. B = P·G rows, T completion tokens.
+
+    Attributes:
+        rollout: where it came from.
+        tokens: prompts and completions, padded; its ``completion_mask`` is that of the real tokens.
+        loss_mask: [B, T] the tokens that the loss counts (truncated completions may be masked out of it).
+        rewards: [P, G] float32, NaN where no reward function could score.
+        old_log_probs: [B, T] of the policy that the update starts from, evaluated by the trainer.
+        ref_log_probs: [B, T] of the frozen reference, or None at β = 0.
+        sampler_log_probs: [B, T] as the engine reported them.
+        entropy: [B, T] of the policy that the update starts from, in nats.
+        temperature: of sampling; log-probs are taken at the same one.
+        metrics: what the rollout already knows; the update adds to it and the module logs the whole.
+        importance_weights: [B, T] corrections for engine/trainer mismatch, or None.
+    """
+
+    rollout: Rollout
+    tokens: "TokenBatch"
+    loss_mask: torch.Tensor
+    rewards: torch.Tensor
+    old_log_probs: torch.Tensor
+    ref_log_probs: torch.Tensor | None
+    sampler_log_probs: torch.Tensor
+    entropy: torch.Tensor
+    temperature: float
+    metrics: "MetricSums"
+    importance_weights: torch.Tensor | None = None
+
+    @property
+    def iteration(self) -> int:
+        """The RL iteration, from 0."""
+        return self.rollout.batch.iteration
+
+
+def rollout_state(rollout: Rollout) -> dict[str, Any]:
+    """``rollout`` as dictionaries, lists, strings and numbers, which any checkpoint may hold."""
+    return asdict(rollout)
+
+
+def rollout_from_state(state: dict[str, Any]) -> Rollout:
+    """The inverse of :func:`rollout_state`."""
+    batch = dict(state["batch"])
+    batch["problems"] = [Problem(**problem) for problem in batch["problems"]]
+    completions = [[Completion(**row) for row in group] for group in state["completions"]]
+    return Rollout(**(state | {"batch": PromptBatch(**batch), "completions": completions}))
+
+
+def pad_rollout(rollout: Rollout, tokenizer: "PreTrainedTokenizerBase") -> "TokenBatch":
+    """The rollout's B = P·G rows as one padded batch; its mask comes from lengths, never from pad ids."""
+    from app.policy.packing import build
+
+    prompts = [ids for ids in rollout.batch.prompt_ids for _ in range(rollout.group_size)]
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return build(prompts, [row.token_ids for row in rollout.rows], pad_id)
+
+
+def sampler_log_probs(rollout: Rollout, tokens: "TokenBatch") -> torch.Tensor:
+    """[B, T] log-probs as the engine reported them, 0 on padding."""
+    rows = [torch.tensor(row.log_probs) for row in rollout.rows]
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return padded.to(tokens.completion_mask.device)

@@ -1,0 +1,67 @@
+"""A key-value cache that is written in place instead of growing by concatenation.
+
+Imports transformers at module level: import this module late.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+BLOCK = 128
+"""Tokens of room that are added at once: copying the cache every 128 tokens costs nothing that can be seen."""
+
+
+def new_cache(config: PreTrainedConfig) -> Cache:
+    """An empty cache for a model of this configuration.
+
+    Layers of plain full attention are written in place; any other kind (sliding windows, linear attention) stays
+    what transformers chose.
+    """
+    cache = DynamicCache(config=config)
+    cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class InPlaceLayer(DynamicLayer):
+    """Keys and values [B, heads, length, head size] are views of buffers with room to grow.
+
+    The first call (the prompts) keeps what it is given; room is made by the first :meth:`reorder_cache` or the
+    first token that does not fit.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.is_initialized = False
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+            self.keys, self.values, self.length = key_states, value_states, key_states.shape[-2]
+            return key_states, value_states
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        if self.length > self.keys.shape[-2]:
+            self.keys, self.values = (_with_room(x[:, :, :start], BLOCK) for x in (self.keys, self.values))
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Row i becomes what row ``beam_idx[i]`` was: repeats rows, drops rows."""
+        self.keys, self.values = (_with_room(x[:, :, : self.length], BLOCK, beam_idx) for x in (self.keys, self.values))
+
+
+def _with_room(states: Tensor, room: int, rows: Tensor | None = None) -> Tensor:
+    """A copy of ``states`` (of the given rows of it) with space for ``room`` more tokens."""
+    count = len(states) if rows is None else len(rows)
+    _, heads, length, size = states.shape
+    # Memory order [B, length, heads, size]: what a step writes is contiguous in every row.
+    buffer = states.new_empty(count, length + room, heads, size).transpose(1, 2)
+    source = states if rows is None else states.index_select(0, rows)
+    buffer[:, :, :length] = source
+    return buffer

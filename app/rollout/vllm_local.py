@@ -1,0 +1,220 @@
+"""One vLLM engine in this process: inside the trainer (colocated) or inside the engine's own server process."""
+
+import contextlib
+import gc
+import os
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from app.errors import ConfigurationError
+from app.rollout.engine import Completion, GenerationRequest
+from app.rollout.vllm_settings import GIB, sampling_params
+
+if TYPE_CHECKING:
+    from vllm import LLM, CompletionOutput
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core runs in this process
+    "VLLM_LOGGING_LEVEL": "ERROR",  # a CPU engine warns at every sync
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # threads and cores stay as the user set them
+    "VLLM_NO_USAGE_STATS": "1",
+}
+WORKER_EXTENSION = "app.rollout.vllm_worker.PolicyWeights"
+
+
+@dataclass(frozen=True)
+class LocalEngineSettings:
+    """What one engine is built from; plain values, which also travel to a server.
+
+    Attributes:
+        dtype: float32, bfloat16 or float16.
+        max_model_len: longest prompt and completion together; None takes the model's own limit.
+        transfer: vLLM's weight-transfer backend, "nccl" or "ipc", or None.
+        external_launcher: True where the trainer's process group has several ranks, each with its own engine.
+    """
+
+    dtype: str
+    gpu_memory_share: float
+    kv_cache_gib: float | None
+    tensor_parallel_size: int
+    max_model_len: int | None
+    max_sequences: int
+    prefix_caching: bool
+    sleep: bool
+    seed: int
+    transfer: str | None = None
+    external_launcher: bool = False
+
+
+class LocalEngine:
+    """vLLM's ``LLM`` with the few calls that rollouts need; leaves the process as it found it.
+
+    Args:
+        folder: holds config.json and the tokenizer; weights are never read from disk.
+        settings: see :class:`LocalEngineSettings`.
+
+    Raises:
+        ConfigurationError: where vLLM's attention kernels do not take the model's head size.
+    """
+
+    def __init__(self, folder: Path, settings: LocalEngineSettings) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._owns_process_group = not torch.distributed.is_initialized()
+        with process_as_it_was(), eager():
+            self.llm = _build(folder, settings)
+        self.max_model_len: int = self.llm.model_config.max_model_len
+        self.can_sleep = settings.sleep
+
+    def reload(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+        """Takes over weights in memory, by copying."""
+        with eager(), torch.no_grad():
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        """Calls a method of :class:`app.rollout.vllm_worker.PolicyWeights` on every worker."""
+        with eager():
+            return self.llm.collective_rpc(method, args=args)
+
+    def forget_prefixes(self) -> None:
+        """Empties the prefix cache, whose keys and values belong to the weights that made them."""
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache: requests are still running")
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """See :class:`app.rollout.engine.RolloutEngine`."""
+        params = [one for request in requests for one in sampling_params(request)]
+        prompts = [
+            {"prompt_token_ids": list(request.prompt_ids)} for request in requests for _ in range(request.n)
+        ]
+        with process_as_it_was(), eager():
+            outputs = iter(self.llm.generate(prompts, params, use_tqdm=False)) if prompts else iter(())
+        return [[_completion(next(outputs).outputs[0]) for _ in range(request.n)] for request in requests]
+
+    def sleep(self, level: int) -> None:
+        """Gives the device's memory back: weights go to the host (1) or are dropped (2), the cache is dropped."""
+        self.llm.sleep(level)
+
+    def wake(self, what: str | None = None) -> None:
+        """Takes memory for ``weights``, ``kv_cache`` or both again."""
+        self.llm.wake_up([what] if what else None)
+
+    def close(self) -> None:
+        """Frees the engine, and the process group where vLLM made it."""
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        self.llm.llm_engine.engine_core.shutdown()
+        destroy_model_parallel()
+        if self._owns_process_group:
+            destroy_distributed_environment()
+        del self.llm
+        gc.collect()
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()
+
+
+def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
+    from vllm import LLM
+    from vllm.platforms import current_platform
+
+    _check_head_size(folder, settings.dtype)
+    arguments: dict[str, Any] = {}
+    if settings.kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * GIB)
+    elif current_platform.is_cpu():  # where a share of all memory would be one of the host's
+        arguments["kv_cache_memory_bytes"] = GIB
+    if settings.external_launcher:
+        arguments["distributed_executor_backend"] = "external_launcher"
+    if settings.transfer:
+        arguments["weight_transfer_config"] = {"backend": settings.transfer}
+    return LLM(
+        model=str(folder),
+        load_format="dummy",
+        dtype=settings.dtype,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+        gpu_memory_utilization=settings.gpu_memory_share,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_sequences,
+        enable_prefix_caching=settings.prefix_caching,
+        enable_sleep_mode=settings.sleep,
+        enforce_eager=not current_platform.support_static_graph_mode(),
+        disable_log_stats=True,
+        worker_extension_cls=WORKER_EXTENSION,
+        seed=settings.seed,
+        **arguments,
+    )
+
+
+def _check_head_size(folder: Path, dtype: str) -> None:
+    """vLLM's CPU kernels take few head sizes and say so only in the middle of the first forward pass."""
+    from transformers import AutoConfig
+    from vllm.platforms import current_platform
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+    from vllm.v1.attention.selector import AttentionSelectorConfig
+
+    config = AutoConfig.from_pretrained(folder)
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wanted = AttentionSelectorConfig(size, getattr(torch, dtype), "auto", None)
+    try:
+        backend = resolve_obj_by_qualname(current_platform.get_attn_backend_cls(None, wanted))
+    except ValueError as error:
+        raise ConfigurationError(f"vLLM cannot run attention heads of {size} here: {error}", key="engine") from error
+    if not backend.supports_head_size(size):
+        sizes = ", ".join(map(str, backend.get_supported_head_sizes()))
+        raise ConfigurationError(
+            f"vLLM's attention has no kernel for heads of {size} (hidden_size / num_attention_heads) on this "
+            f"machine; choose one of {sizes}, or the transformers engine",
+            key="engine",
+        )
+
+
+def _completion(output: "CompletionOutput") -> Completion:
+    ids = list(output.token_ids)
+    log_probs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
+    return Completion(ids, log_probs, "stop" if output.finish_reason == "stop" else "length")
+
+
+@contextlib.contextmanager
+def process_as_it_was() -> Iterator[None]:
+    """Undoes what vLLM changes in the process around it: random generators, threads, environment, warnings."""
+    import numpy
+
+    states = random.getstate(), numpy.random.get_state(), torch.random.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    threads, set_threads = torch.get_num_threads(), torch.set_num_threads
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        torch.set_num_threads = set_threads  # the CPU worker replaces it by a warning
+        torch.set_num_threads(threads)
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+        for name in [name for name in os.environ if not name.startswith("VLLM_") and name not in environment]:
+            del os.environ[name]
+        os.environ.update(environment)
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Without graph capture: functions that vLLM compiles would take tens of seconds at their first call."""
+    from vllm.platforms import current_platform
+
+    if current_platform.support_static_graph_mode():
+        yield
+    else:
+        with torch.compiler.set_stance("force_eager"):
+            yield

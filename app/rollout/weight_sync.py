@@ -1,0 +1,179 @@
+"""A policy's weights by name, as an engine loads them, and exact fingerprints that prove they arrived.
+
+A fingerprint is a sum over a tensor's elements of (bits of the value) · (a number mixed from its position), modulo
+2^64. Integer sums do not depend on the order of summation, so that shards, fused layouts and other devices give the
+same number, and one changed bit changes it. Of wide matrices a sample of columns is taken, another one each round:
+gradient steps change every column, and after ``ceil(width / COLUMNS)`` rounds all have been compared.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from app.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+COLUMNS = 64
+MODULUS = 2**64
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_ROWS_AT_ONCE = 1 << 16
+
+
+class WeightSyncError(RuntimeError):
+    """The engine does not hold the policy's weights: some ``differ``, some are ``absent`` (names of tensors)."""
+
+    def __init__(self, names: list[str], absent: list[str]) -> None:
+        self.differ, self.absent = names, absent
+        differ = f"differ in {_listed(names)}" if names else ""
+        lost = f"lack {_listed(absent)}" if absent else ""
+        what = " and ".join(part for part in (differ, lost) if part)
+        super().__init__(
+            f"after the weight sync the engine's weights {what}: rollouts would not be the policy's. If this "
+            "architecture names or lays out its weights in another way, set engine.verify_weights to false"
+        )
+
+    def __reduce__(self) -> tuple[type["WeightSyncError"], tuple[list[str], list[str]]]:
+        return WeightSyncError, (self.differ, self.absent)  # other ranks hear of it too
+
+
+def _listed(names: list[str], limit: int = 3) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest
+
+
+def policy_weights(policy: "nn.Module") -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every weight under its Hugging Face name, detached and whole.
+
+    Tied tensors come once for each of their names: an engine may hold a separate head. LoRA adapters are merged into
+    their base weights on the way, the policy itself is left as it is. Sharded tensors are gathered one at a time,
+    which is a collective: every rank has to iterate to the end.
+    """
+    with torch.no_grad():
+        if hasattr(policy, "peft_config"):
+            yield from _merged_weights(policy)
+        else:
+            for name, parameter in policy.named_parameters(remove_duplicate=False):
+                yield name, _whole(parameter)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach()
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _merged_weights(policy: "nn.Module") -> Iterator[tuple[str, torch.Tensor]]:
+    """The base model's weights with the active adapters added: W + scaling · B A for each."""
+    inner = policy.get_base_model()
+    modules = dict(inner.named_modules(remove_duplicate=False))
+    for name, parameter in inner.named_parameters(remove_duplicate=False):
+        if ".lora_" in name or ".original_module." in name:
+            continue
+        if ".base_layer." in name:
+            layer = modules[name.partition(".base_layer.")[0]]
+            yield name.replace(".base_layer.", "."), _whole(_merged(layer, parameter, name))
+        elif ".modules_to_save." in name:
+            module, _, rest = name.partition(".modules_to_save.")
+            yield f"{module}.{rest.partition('.')[2]}", _whole(parameter)
+        else:
+            yield name, _whole(parameter)
+
+
+def _merged(layer: "nn.Module", parameter: torch.Tensor, name: str) -> torch.Tensor:
+    if any(getattr(layer, "use_dora", {}).values()):
+        raise ConfigurationError("DoRA adapters cannot be sent to a rollout engine; set use_dora to false")
+    if layer.merged or not name.endswith(".weight"):
+        return parameter
+    weight = parameter
+    for adapter in layer.active_adapters:
+        weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
+    return weight
+
+
+def sampled_columns(width: int, round_number: int, device: torch.device | str = "cpu") -> torch.Tensor:
+    """[K] int64, K ≤ ``COLUMNS``: the columns of a matrix of this width that are compared in this round."""
+    stride = -(-width // COLUMNS)
+    return torch.arange(round_number % stride, width, stride, device=device)
+
+
+def fingerprint(values: torch.Tensor, columns: torch.Tensor, width: int, first_row: int = 0) -> int:
+    """The fingerprint of some columns of a matrix, or of some of its rows: those of parts add up modulo 2^64.
+
+    Args:
+        values: [R, K], the rows from ``first_row`` on, at ``columns``.
+        columns: [K] int64, their numbers in the whole matrix.
+        width: of the whole matrix.
+        first_row: number of the first of these rows in the whole matrix.
+    """
+    total = 0
+    for start in range(0, len(values), _ROWS_AT_ONCE):
+        part = values[start : start + _ROWS_AT_ONCE]
+        rows = torch.arange(first_row + start, first_row + start + len(part), device=part.device)
+        positions = rows[:, None] * width + columns[None, :].to(part.device)
+        total += int((_bits(part) * _mixed(positions)).sum())
+    return total % MODULUS
+
+
+def _bits(values: torch.Tensor) -> torch.Tensor:
+    """The values' bit patterns as int64; −0 counts as 0, which no computation tells apart."""
+    return (values + 0.0).contiguous().view(_BITS[values.element_size()]).long()
+
+
+def _mixed(positions: torch.Tensor) -> torch.Tensor:
+    """An odd number for each position, spread over 64 bits (products wrap around, as meant)."""
+    spread = positions * -7046029254386353131
+    return (spread ^ (spread >> 29)) | 1
+
+
+def as_matrix(tensor: torch.Tensor) -> torch.Tensor:
+    """[R, W]: vectors become one column, so that a slice of a vector is a range of rows like any other."""
+    return tensor[:, None] if tensor.dim() == 1 else tensor.flatten(0, -2)
+
+
+def whole_fingerprint(tensor: torch.Tensor, round_number: int) -> int:
+    """The fingerprint of a whole tensor in this round."""
+    matrix = as_matrix(tensor)
+    columns = sampled_columns(matrix.shape[1], round_number, matrix.device)
+    return fingerprint(matrix.index_select(1, columns), columns, matrix.shape[1])
+
+
+@dataclass
+class SyncRecord:
+    """What one sync sent: fingerprints by name, taken on the way.
+
+    Attributes:
+        dtype: the engine's; values are compared as it rounds them.
+        round_number: which sync this is, from 0.
+        sent: fingerprint by name.
+        widths: number of columns by name, as :func:`as_matrix` sees them.
+    """
+
+    dtype: torch.dtype
+    round_number: int
+    sent: dict[str, int] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+
+    def watch(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Passes ``weights`` on and takes their fingerprints."""
+        for name, tensor in weights:
+            self.sent[name] = whole_fingerprint(tensor.to(self.dtype), self.round_number)
+            self.widths[name] = as_matrix(tensor).shape[1]
+            yield name, tensor
+
+    def check(self, held: Mapping[str, int]) -> None:
+        """Raises WeightSyncError unless ``held``, the engine's fingerprints, equal those that were sent."""
+        absent = [name for name in self.sent if name not in held]
+        differ = [name for name in self.sent if name in held and held[name] % MODULUS != self.sent[name]]
+        if differ or absent:
+            raise WeightSyncError(differ, absent)
+
+
+def sum_of_shards(shards: list[dict[str, int]]) -> dict[str, int]:
+    """Fingerprints of whole tensors from those of their shards on all workers."""
+    names = {name for shard in shards for name in shard}
+    return {name: sum(shard.get(name, 0) for shard in shards) % MODULUS for name in names}
+
+

@@ -1,0 +1,19 @@
+"""Lightning callbacks: rollouts, evaluation, logging, checkpoints and export."""
+
+from callbacks.benchmark_evaluation import BenchmarkEvaluation
+from callbacks.completions_table import CompletionsTable
+from callbacks.hf_export import HFExport
+from callbacks.iteration_checkpoint import IterationCheckpoint
+from callbacks.progress import IterationProgress
+from callbacks.rollouts import RolloutCallback
+from callbacks.trace_logging import TraceLogging
+
+__all__ = [
+    "BenchmarkEvaluation",
+    "CompletionsTable",
+    "HFExport",
+    "IterationCheckpoint",
+    "IterationProgress",
+    "RolloutCallback",
+    "TraceLogging",
+]

@@ -1,0 +1,219 @@
+"""Benchmarks during ``fit`` and under ``validate``: completions, verdicts, scores with intervals, a samples file."""
+
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from app.rewards.grading import Grader
+from app.rollout.transformers_engine import TransformersEngine
+from lightning import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+
+from app.data.problems import Problem, PromptBatch
+from app.errors import ConfigurationError
+from app.evaluation.benchmarks import BenchmarkSettings, format_table
+from app.evaluation.generation import sample_problems
+from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
+from app.evaluation.samples import SampleLog, merge_samples
+from app.rollout.engine import GenerationRequest, RolloutEngine, SamplingSettings
+from app.seeds import derive_seed
+from callbacks.rollouts import RolloutCallback
+from callbacks.run_folder import run_folder
+
+if TYPE_CHECKING:
+    from app.evaluation.results import BenchmarkScores
+    from modules.policy_module import PolicyModule
+
+
+class BenchmarkEvaluation(Callback):
+    """Evaluates the policy on every benchmark of the data module, batch by batch of Lightning's validation loop.
+
+    Under ``fit`` it runs before the first iteration and then as ``trainer.val_check_interval`` says; scores go to
+    the loggers as ``eval/<benchmark>/<metric>``, samples to ``evaluation/iteration-<n>`` in the run's folder.
+    Under ``validate`` it prints the table, writes ``results.json``, and an evaluation that was interrupted goes
+    on where it stopped when ``folder`` is given again.
+
+    Args:
+        sampling: the common settings; greedy by default.
+        benchmarks: settings by benchmark's name, over the common ones.
+        engine: what generates; by default the rollouts' engine, or transformers where there are no rollouts.
+        folder: where ``validate`` writes; by default ``evaluation`` in the run's folder.
+        grader_workers: processes that grade.
+        grader_timeout_s: wall limit of one verdict, in seconds.
+        seed: of sampling; sample i of a problem depends on (seed, benchmark, the problem's id, i) alone.
+    """
+
+    def __init__(
+        self,
+        sampling: SamplingSettings = SamplingSettings(temperature=0.0),  # noqa: B008  frozen: shared safely
+        benchmarks: dict[str, BenchmarkSettings] | None = None,
+        engine: RolloutEngine | None = None,
+        folder: str | None = None,
+        grader_workers: int = 2,
+        grader_timeout_s: float = 3.0,
+        seed: int = 0,
+    ) -> None:
+        self.sampling = sampling
+        self.benchmarks = benchmarks or {}
+        self.engine = engine
+        self.folder = folder
+        self.grader_workers = grader_workers
+        self.grader_timeout_s = grader_timeout_s
+        self.seed = seed
+        for name in self.benchmarks:
+            self._settings(name)
+        self._resources = ExitStack()
+        self._own_engine: RolloutEngine | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        known = trainer.datamodule.benchmark_names
+        for name in self.benchmarks:
+            if name not in known:
+                raise ConfigurationError(
+                    f"no such benchmark in the data; there are {', '.join(known) or 'none'}",
+                    key=f"evaluation.benchmarks.{name}",
+                )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
+        self._random_states = _collect_rng_states()
+        self._active = self._ready_engine(trainer, pl_module)
+        self._target = self._output_folder(trainer)
+        self._model_hash = hash_state_dict(pl_module.policy.state_dict()) if trainer.state.fn == "validate" else ""
+        names = trainer.datamodule.benchmark_names
+        self._problems: dict[str, list[Problem]] = {name: [] for name in names}
+        self._hashes = {name: self._fingerprint(trainer, pl_module, name) for name in names}
+        self._resources = ExitStack()
+        self._grader = self._resources.enter_context(Grader(self.grader_workers, self.grader_timeout_s))
+        self._logs = {name: self._open_log(trainer, name) for name in names}
+        trainer.strategy.barrier()
+
+    def _open_log(self, trainer: Trainer, name: str) -> SampleLog:
+        samples = self._settings(name).samples
+        log = SampleLog(self._target, name, self._hashes[name], samples, trainer.global_rank)
+        return self._resources.enter_context(log)
+
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: "PolicyModule",
+        batch: PromptBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        name = trainer.datamodule.benchmark_names[dataloader_idx]
+        self._problems[name].extend(batch.problems)
+        log = self._logs[name]
+        left = [index for index, problem in enumerate(batch.problems) if problem.id not in log.done]
+        if not left:
+            return
+        requests = [self._request(name, batch, index, pl_module.end_token_ids) for index in left]
+        problems = [batch.problems[index] for index in left]
+        tokenizer = pl_module.tokenizer
+        log.append(sample_problems(name, problems, requests, self._active, self._grader, tokenizer))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
+        self._resources.close()
+        problems = self._merge_problems(pl_module)
+        metrics: dict[str, float] = {}
+        if trainer.is_global_zero:
+            scores = [self._summarise(name, problems[name]) for name in self._logs]
+            metrics = self._report(trainer, scores, problems)
+        metrics = trainer.strategy.broadcast(metrics)
+        for name, value in metrics.items():
+            pl_module.log(name, value, logger=False, rank_zero_only=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
+        if self._own_engine is not None and trainer.state.fn == "validate":
+            self._own_engine.close()
+        _set_rng_states(self._random_states)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends graders, sample logs and an engine of this callback's own; safe to call again."""
+        self._resources.close()
+        if self._own_engine is not None:
+            self._own_engine.close()
+            self._own_engine = None
+
+    def _settings(self, name: str) -> BenchmarkSettings:
+        settings = self.benchmarks.get(name, BenchmarkSettings())
+        settings.sampling(self.sampling)
+        return settings
+
+    def _request(self, name: str, batch: PromptBatch, index: int, end_token_ids: tuple[int, ...]) -> GenerationRequest:
+        settings = self._settings(name)
+        seed = derive_seed(self.seed, "evaluation", name, batch.problems[index].id)
+        sampling = settings.sampling(self.sampling)
+        return GenerationRequest(batch.prompt_ids[index], settings.samples, seed, sampling, end_token_ids)
+
+    def _ready_engine(self, trainer: Trainer, module: "PolicyModule") -> RolloutEngine:
+        """The engine with the policy's current weights: its own, the rollouts', or plain transformers."""
+        rollouts = [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]
+        if self.engine is None and rollouts:
+            return rollouts[0].ready_engine(module)
+        if self._own_engine is None:
+            self._own_engine = self.engine or TransformersEngine()
+            self._own_engine.start(module)
+        self._own_engine.sync(module)
+        return self._own_engine
+
+    def _output_folder(self, trainer: Trainer) -> Path:
+        if trainer.state.fn == "validate":
+            return Path(self.folder) if self.folder else run_folder(trainer) / "evaluation"
+        folder = run_folder(trainer) / "evaluation" / f"iteration-{_iterations_done(trainer):06d}"
+        if trainer.is_global_zero:  # a resumed run evaluates anew what lies behind its checkpoint
+            shutil.rmtree(folder, ignore_errors=True)
+        trainer.strategy.barrier()
+        return folder
+
+    def _fingerprint(self, trainer: Trainer, module: "PolicyModule", name: str) -> str:
+        """Of all that the samples depend on; during fit a folder holds one evaluation only."""
+        settings = self._settings(name)
+        model = self._model_hash if trainer.state.fn == "validate" else _iterations_done(trainer)
+        return fingerprint([model, asdict(settings.sampling(self.sampling)), settings.samples, self.seed])
+
+    def _merge_problems(self, module: "PolicyModule") -> dict[str, list[Problem]]:
+        """By benchmark, the problems of all ranks."""
+        ranks = module.gather_objects(self._problems)
+        return {name: [problem for rank in ranks for problem in rank[name]] for name in self._problems}
+
+    def _summarise(self, name: str, problems: Sequence[Problem]) -> "BenchmarkScores":
+        from app.evaluation.metrics import summarise
+
+        settings, ids = self._settings(name), [problem.id for problem in problems]
+        rows = merge_samples(self._target, name, self._hashes[name], settings.samples, ids)
+        return summarise(rows, settings.samples, settings.pass_k, self.seed)
+
+    def _report(
+        self, trainer: Trainer, scores: list["BenchmarkScores"], problems: dict[str, list[Problem]]
+    ) -> dict[str, float]:
+        """Writes and prints the scores; returns them as ``eval/<benchmark>/<metric>``."""
+        from app.evaluation.metrics import macro_average
+
+        average = macro_average(scores, self.seed)
+        named = [(each.name, each.intervals) for each in scores]
+        named += [("average", average)] if len(scores) > 1 else []
+        metrics = {f"eval/{name}/{key}": value[0] for name, found in named for key, value in found.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=_iterations_done(trainer))
+        if trainer.state.fn == "validate":
+            hashes = {name: hash_problems(found) for name, found in problems.items()}
+            path = write_results(self._target, scores, average, self._all_settings(), self._model_hash, hashes)
+            print(f"{format_table(scores, average)}\n\nscores and settings: {path}")
+        return metrics
+
+    def _all_settings(self) -> dict[str, Any]:
+        by_name = {name: asdict(self._settings(name)) for name in self._logs}
+        return {"sampling": asdict(self.sampling), "benchmarks": by_name, "seed": self.seed}
+
+
+def _iterations_done(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_loop._batches_that_stepped

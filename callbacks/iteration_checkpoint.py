@@ -1,0 +1,113 @@
+"""Checkpoints by iteration: Lightning's own counts optimiser steps, of which an iteration may take several."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from app.errors import ConfigurationError
+from callbacks.run_folder import run_folder
+
+
+class IterationCheckpoint(Checkpoint):
+    """Keeps ``iteration-<n>.ckpt``, ``last.ckpt`` (a link to the newest) and ``best.ckpt``.
+
+    A checkpoint is written under another name and renamed, so that a kill leaves the former one whole.
+
+    Args:
+        every_n_iterations: how often; the last iteration is always saved.
+        keep: how many of the newest to keep.
+        monitor: a logged metric, such as ``eval/heldout/accuracy``; after each evaluation that betters it
+            ``best.ckpt`` is written. Null for no best.
+        mode: whether "max" or "min" of ``monitor`` is best.
+        folder: by default ``checkpoints`` in the run's folder.
+    """
+
+    def __init__(
+        self,
+        every_n_iterations: int = 50,
+        keep: int = 1,
+        monitor: str | None = None,
+        mode: str = "max",
+        folder: str | None = None,
+    ) -> None:
+        for name, value in (("every_n_iterations", every_n_iterations), ("keep", keep)):
+            if value < 1:
+                raise ConfigurationError(f"must be at least 1, got {value}", key=f"checkpoint.{name}")
+        if mode not in ("max", "min"):
+            raise ConfigurationError(f"must be max or min, got {mode!r}", key="checkpoint.mode")
+        self.every_n_iterations = every_n_iterations
+        self.keep = keep
+        self.monitor = monitor
+        self.mode = mode
+        self.folder = folder
+        self.best_score: float | None = None
+        self._saved: list[str] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        done = batch_idx + 1
+        if done % self.every_n_iterations == 0 or done == trainer.num_training_batches:
+            self._save_iteration(trainer, done)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.monitor is None or trainer.state.fn != "fit":
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ConfigurationError(f"no metric {self.monitor!r} was logged; there are {known}", "checkpoint.monitor")
+        score = float(trainer.callback_metrics[self.monitor])
+        if self.best_score is None or (score > self.best_score) == (self.mode == "max") != (score == self.best_score):
+            self.best_score = score
+            if not trainer.sanity_checking:
+                self._save(trainer, self._folder(trainer) / "best.ckpt")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "saved": self._saved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+        self._saved = list(state_dict["saved"])
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.folder) if self.folder else run_folder(trainer) / "checkpoints"
+
+    def _save_iteration(self, trainer: Trainer, done: int) -> None:
+        path = self._folder(trainer) / f"iteration-{done:06d}.ckpt"
+        self._saved = [saved for saved in self._saved if saved != str(path)] + [str(path)]
+        outdated, self._saved = self._saved[: -self.keep], self._saved[-self.keep :]
+        self._save(trainer, path)
+        if trainer.is_global_zero:
+            _link(path, path.parent / "last.ckpt")
+            for old in outdated:
+                _remove(Path(old))
+        rank_zero_info(f"checkpoint of iteration {done}: {path}")
+
+    @staticmethod
+    def _save(trainer: Trainer, path: Path) -> None:
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        trainer.save_checkpoint(unfinished)
+        if trainer.is_global_zero:
+            _remove(path)
+            unfinished.rename(path)
+        trainer.strategy.barrier()
+
+
+def _link(target: Path, link: Path) -> None:
+    """Points ``link`` at ``target`` in one step, so that there is a last checkpoint at any time."""
+    fresh = link.with_name(f"{link.name}.new")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target.name)
+    os.replace(fresh, link)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,261 @@
+"""What the data modules of RL and supervised stage share: batches by iteration, and benchmarks."""
+
+import logging
+from abc import abstractmethod
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from app.data.examples import SFTBatch
+from app.data.overlap import BenchmarkIndex, overlap_table
+from app.data.problems import Problem
+from app.data.prompts import PromptEncoder, PromptSettings
+from app.data.sources import Share, Source
+from app.errors import ConfigurationError
+from datamodules.loaders import BenchmarkLoader, IterationLoader, Opaque
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+Batch = TypeVar("Batch")
+OverlapPolicy = Literal["ignore", "report", "drop_exact", "drop"]
+
+RECENT_BATCHES = 64
+"""Batches kept for those who look ahead; a streamed source would have to begin anew to give them again."""
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """One benchmark.
+
+    Attributes:
+        source: its problems; must have an end.
+        limit: the first so many of them; all if not given.
+        prompt: how its prompts are made; as in training if not given.
+    """
+
+    source: Source
+    limit: int | None = None
+    prompt: PromptSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigurationError(f"must be at least 1, got {self.limit}", key="data.benchmarks.limit")
+
+
+class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
+    """Batches that are a pure function of (seed, iteration, rank), and benchmarks for validation.
+
+    Args:
+        train: source of the training problems; None for ``validate``.
+        benchmarks: name → benchmark, in the order of the validation loaders.
+        global_batch: (configuration key, problems a step on all ranks together).
+        iterations: length of the run, in batches.
+        prompt: how problems become prompts.
+        seed: of the order of problems.
+        benchmark_batch_size: problems in one rank's validation batch.
+        overlap: what to do about training problems that stand in a benchmark: ``ignore``; ``report`` them in
+            the log; ``drop_exact`` those with the same letters and digits; ``drop`` those that share 13 words
+            in a row too.
+    """
+
+    def __init__(
+        self,
+        train: Source | None,
+        benchmarks: dict[str, BenchmarkSettings] | None,
+        global_batch: tuple[str, int],
+        iterations: int,
+        prompt: PromptSettings,
+        seed: int,
+        benchmark_batch_size: int,
+        overlap: OverlapPolicy,
+    ) -> None:
+        super().__init__()
+        self._batch_key, self._global_batch = global_batch
+        sizes = {
+            "iterations": iterations,
+            "benchmark_batch_size": benchmark_batch_size,
+            self._batch_key: self._global_batch,
+        }
+        for key, size in sizes.items():
+            if size < 1:
+                raise ConfigurationError(f"must be at least 1, got {size}", key=f"data.{key}")
+        if overlap not in ("ignore", "report", "drop_exact", "drop"):
+            raise ConfigurationError(f"is ignore, report, drop_exact or drop, got {overlap!r}", key="data.overlap")
+        self.train, self.benchmarks = train, benchmarks or {}
+        self.iterations, self.seed, self.overlap = iterations, seed, overlap
+        self.prompt = prompt
+        self.benchmark_batch_size = benchmark_batch_size
+        self._recent: OrderedDict[int, Batch] = OrderedDict()
+        self._train_is_ready = False
+
+    @property
+    def benchmark_names(self) -> list[str]:
+        """The benchmarks' names, in the order of the validation loaders."""
+        return list(self.benchmarks)
+
+    @property
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The policy's tokenizer, from the LightningModule."""
+        if self.trainer is None:
+            raise RuntimeError("a data module reads the tokenizer from its trainer's module, and has no trainer")
+        tokenizer: PreTrainedTokenizerBase = self.trainer.lightning_module.tokenizer
+        return tokenizer
+
+    @property
+    def rank(self) -> int:
+        """This process among those that share a batch."""
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes that share a batch."""
+        return self.trainer.world_size if self.trainer else 1
+
+    def setup(self, stage: str) -> None:
+        """Checks what a run needs and reads what can be read without a tokenizer."""
+        self._recent.clear()
+        for name in self.benchmarks:
+            self.benchmark_problems(name)
+        if stage != TrainerFn.FITTING:
+            return
+        if self.train is None:
+            raise ConfigurationError("fit needs a training set", key="data.train")
+        if self._global_batch % self.world_size:
+            raise ConfigurationError(
+                f"{self._global_batch} does not divide by the {self.world_size} ranks",
+                key=f"data.{self._batch_key}",
+            )
+        if self.trainer is not None and self.trainer.max_epochs != 1:
+            raise ConfigurationError("must be 1: data.iterations says how long a run is", key="trainer.max_epochs")
+        if self.train.finite:
+            self.train.problems()
+        self._treat_overlap(self.train)
+
+    def benchmark_problems(self, name: str) -> list[Problem]:
+        """The problems of one benchmark, up to its limit."""
+        settings = self.benchmarks[name]
+        return settings.source.problems()[: settings.limit]
+
+    def train_batch(self, iteration: int) -> Batch:
+        """This rank's batch of an iteration, also of one that is still to come.
+
+        Raises:
+            IndexError: the run has no such iteration.
+        """
+        if not 0 <= iteration < self.iterations:
+            raise IndexError(f"iteration {iteration} is not in 0 … {self.iterations - 1}")
+        if iteration not in self._recent:
+            self._recent[iteration] = self._make_batch(self._share(iteration))
+            if len(self._recent) > RECENT_BATCHES:
+                self._recent.popitem(last=False)
+        return self._recent[iteration]
+
+    def train_dataloader(self) -> IterationLoader:
+        self._ready_train()
+        self._reopen_epoch()
+        return IterationLoader(self.train_batch, self.iterations, self._finished_iterations)
+
+    def val_dataloader(self) -> list[BenchmarkLoader]:
+        return [self._benchmark_loader(name) for name in self.benchmarks]
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch.batch if isinstance(batch, Opaque) else batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device) if isinstance(batch, SFTBatch) else batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the order of problems depends on (where the run stands is in the loader's state)."""
+        return {"seed": self.seed, self._batch_key: self._global_batch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns where a resumed run will not read what the uninterrupted one would have."""
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        for key, value in self.state_dict().items():
+            if state_dict.get(key, value) != value:
+                rank_zero_warn(
+                    f"data.{key} is {value}, the checkpoint was made with {state_dict[key]}: "
+                    "from here on the run reads other problems than it would have"
+                )
+
+    @abstractmethod
+    def _make_batch(self, share: Share) -> Batch:
+        """The batch of one share."""
+
+    @abstractmethod
+    def _ready_exclusions(self, train: Source) -> None:
+        """Excludes training problems that only a tokenizer can tell."""
+
+    def _training_source(self) -> Source:
+        if self.train is None:
+            raise ConfigurationError("there is no training set", key="data.train")
+        return self.train
+
+    def _ready_train(self) -> None:
+        if not self._train_is_ready:
+            self._ready_exclusions(self._training_source())
+            self._train_is_ready = True
+
+    def _share(self, iteration: int) -> Share:
+        self._ready_train()
+        return Share(self.seed, iteration, self.rank, self.world_size, self._global_batch // self.world_size)
+
+    def _reopen_epoch(self) -> None:
+        """Lets a finished run go on where it resumes with more iterations than it had.
+
+        Its checkpoint says that the epoch, that is the run, is over, and Lightning would stop without a word.
+        """
+        if self.trainer is None:
+            return
+        fit_loop = self.trainer.fit_loop
+        batches, epochs = fit_loop.epoch_loop.batch_progress, fit_loop.epoch_progress
+        if not batches.is_last_batch or batches.current.processed >= self.iterations:
+            return
+        batches.is_last_batch = False
+        for progress in (epochs.current, epochs.total):
+            progress.processed = progress.completed = 0
+        fit_loop.restarting = True
+
+    def _finished_iterations(self) -> int:
+        # `processed` counts a batch when its training step is over, before the hooks that save checkpoints.
+        if self.trainer is None:
+            return 0
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+
+    def _benchmark_loader(self, name: str) -> BenchmarkLoader:
+        encoder = PromptEncoder(self.benchmarks[name].prompt or self.prompt, self.tokenizer)
+        return BenchmarkLoader(
+            self.benchmark_problems(name),
+            encoder.encode,
+            self.benchmark_batch_size,
+            self.rank,
+            self.world_size,
+        )
+
+    def _treat_overlap(self, train: Source) -> None:
+        if self.overlap == "ignore" or not self.benchmarks:
+            return
+        index = BenchmarkIndex({name: self.benchmark_problems(name) for name in self.benchmarks})
+        if train.finite:
+            log.info(
+                "training set %s against the benchmarks:\n%s",
+                train.name,
+                overlap_table(index.report(train.problems())),
+            )
+        elif self.overlap == "report":
+            raise ConfigurationError(
+                "a streamed training set cannot be reported on: drop, or ignore", key="data.overlap"
+            )
+        if self.overlap == "drop_exact":
+            train.exclude("in a benchmark", lambda problem: bool(index.exact_matches(problem.problem)))
+        elif self.overlap == "drop":
+            train.exclude("in a benchmark", index.overlaps)

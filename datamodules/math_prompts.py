@@ -1,0 +1,52 @@
+"""The prompts of RL: one batch is one iteration."""
+
+from functools import cached_property
+
+from app.data.problems import PromptBatch
+from app.data.prompts import DEFAULT_PROMPT, PromptEncoder, PromptSettings
+from app.data.sources import Share, Source
+from datamodules.base import BenchmarkSettings, OverlapPolicy, ProblemDataModule
+
+
+class MathPromptDataModule(ProblemDataModule[PromptBatch]):
+    """Batches of prompts for training, and benchmarks for validation.
+
+    Args:
+        train: source of the training problems; may be left out for ``validate``.
+        benchmarks: name → benchmark, in the order of the validation loaders.
+        prompts_per_iteration: prompts of one iteration on all ranks together; divides by the number of ranks.
+        iterations: length of the run; ``trainer.max_epochs`` is 1.
+        prompt: how problems become prompts.
+        seed: of the order of problems.
+        benchmark_batch_size: problems in one rank's validation batch.
+        overlap: what to do about training problems that stand in a benchmark: ``ignore``; ``report`` them in
+            the log; ``drop_exact`` those with the same letters and digits; ``drop`` those that share 13 words
+            in a row too.
+    """
+
+    def __init__(
+        self,
+        train: Source | None = None,
+        benchmarks: dict[str, BenchmarkSettings] | None = None,
+        prompts_per_iteration: int = 16,
+        iterations: int = 100,
+        prompt: PromptSettings = DEFAULT_PROMPT,
+        seed: int = 0,
+        benchmark_batch_size: int = 64,
+        overlap: OverlapPolicy = "ignore",
+    ) -> None:
+        global_batch = ("prompts_per_iteration", prompts_per_iteration)
+        super().__init__(train, benchmarks, global_batch, iterations, prompt, seed, benchmark_batch_size, overlap)
+        self.prompts_per_iteration = prompts_per_iteration
+
+    @cached_property
+    def _encoder(self) -> PromptEncoder:
+        return PromptEncoder(self.prompt, self.tokenizer)
+
+    def _make_batch(self, share: Share) -> PromptBatch:
+        problems = self._training_source().draw(share)
+        return PromptBatch(share.iteration, problems, self._encoder.encode(problems), share.first_index)
+
+    def _ready_exclusions(self, train: Source) -> None:
+        if self.prompt.max_prompt_tokens is not None and self.prompt.overlong == "drop":
+            train.exclude(f"prompt over {self.prompt.max_prompt_tokens} tokens", self._encoder.is_overlong)

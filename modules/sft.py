@@ -1,0 +1,56 @@
+"""The supervised stage that comes before RL: next-token cross-entropy on demonstrations."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from app.policy.models import PolicySettings
+from app.policy.optimizers import OptimizerSettings
+from app.rollout.metrics import MetricSums
+from modules.policy_module import PolicyModule
+
+if TYPE_CHECKING:
+    from app.data.sft import SFTBatch
+
+
+class SFTModule(PolicyModule):
+    """Supervised fine-tuning; the loss is the mean over all completion tokens of the batch on all ranks.
+
+    Args:
+        policy: where the policy comes from.
+        optimizer: AdamW, its schedule and the norm clip.
+        micro_batch_size: rows a forward and backward pass; changes memory and speed, never the gradient.
+        seed: of a newly built policy's weights.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySettings,
+        optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5, schedule="cosine"),  # noqa: B008
+        micro_batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(policy, optimizer, seed)
+        self.micro_batch_size = micro_batch_size
+
+    def training_step(self, batch: "SFTBatch", batch_idx: int) -> None:
+        sums = MetricSums()
+        total = self.sum_over_ranks((batch.labels[:, 1:] >= 0).sum())
+        for rows in torch.arange(len(batch.input_ids)).split(self.micro_batch_size):
+            loss, right = self._summed_loss(batch, rows)
+            tokens = (batch.labels[rows, 1:] >= 0).sum()
+            self.manual_backward(loss / total * self.trainer.world_size)
+            sums.add("loss", loss / tokens, tokens)
+            sums.add("mean_token_accuracy", right / tokens, tokens)
+        sums.add("grad_norm", self.optimizer_step_clipped())
+        sums.add("lr", self.advance_schedule())
+        self.log_dict(sums.reduce(self.gather_objects), rank_zero_only=True)
+
+    def _summed_loss(self, batch: "SFTBatch", rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the cross-entropy over the completion tokens of ``rows``, and how many are predicted right."""
+        output = self.policy(input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
+        logits, labels = output.logits[:, :-1].float(), batch.labels[rows, 1:]
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+        )
+        return loss, (logits.argmax(-1) == labels).sum()

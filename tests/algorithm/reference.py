@@ -1,0 +1,87 @@
+"""The definitions written out as T×T matrices and loops in float64: slow, obvious, independent."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MASKS = ([7, 4, 1, 0], [1, 1], [2, 0], [130, 257, 128, 1])
+
+
+def prefix_mask(lengths: list[int], width: int | None = None) -> Tensor:
+    """[B, T] booleans: row b starts with lengths[b] ones."""
+    width = max(lengths) if width is None else width
+    return torch.arange(width) < torch.tensor(lengths).unsqueeze(1)
+
+
+def coefficient(t: int, steps_back: int, q: float, style: str) -> float:
+    """tr(t, l), with 0^0 = 1."""
+    return q**steps_back if style == "recent" else max(q**steps_back, q ** (t - steps_back))
+
+
+def trace_matrix(length: int, q: float, style: str) -> Tensor:
+    """M[t, k] = tr(t, t−k) for k ≤ t, [T, T] float64."""
+    rows = [[coefficient(t, t - k, q, style) if k <= t else 0.0 for k in range(length)] for t in range(length)]
+    return torch.tensor(rows, dtype=torch.float64).reshape(length, length)
+
+
+def accumulated(log_ratio: Tensor, mask: Tensor, q: float, style: str) -> Tensor:
+    """z = M ℓ, row by row over the row's own length."""
+    traces = torch.zeros(mask.shape, dtype=torch.float64)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        traces[row, :length] = trace_matrix(length, q, style) @ log_ratio[row, :length].double()
+    return traces
+
+
+def summed(mask: Tensor, q: float, style: str, direction: str) -> Tensor:
+    """Row sums ("backward") or column sums ("forward") of M over each row's own length."""
+    sums = torch.zeros(mask.shape, dtype=torch.float64)
+    for row, length in enumerate(mask.sum(1).tolist()):
+        sums[row, :length] = trace_matrix(length, q, style).sum(1 if direction == "backward" else 0)
+    return sums
+
+
+def _row_terms(z: list[float], length: int, application: str, q: float, style: str) -> tuple[list, list]:
+    """(ρ, weight) of one row, from its plain log-ratios."""
+    matrix = trace_matrix(length, q, style)
+    plain = [math.exp(x) for x in z]
+    forms = {
+        "none": (plain, [1.0] * length),
+        "trace": ((matrix @ torch.tensor(z, dtype=torch.float64)).exp().tolist(), [1.0] * length),
+        "weight": (plain, matrix.sum(1).tolist()),
+        "weight_forward": (plain, matrix.sum(0).tolist()),
+        "terminal": (plain, [q ** (length - 1 - t) for t in range(length)]),
+    }
+    return forms[application]
+
+
+KL = {"k1": lambda r: -r, "k2": lambda r: r * r / 2, "k3": lambda r: math.exp(r) - r - 1}
+
+
+def _row_loss(inputs: dict[str, Tensor], row: int, length: int, s: Any) -> list[float]:
+    """The per-token losses of one row."""
+    q = s.gamma * s.lam
+    new, old, ref = (inputs[name][row].tolist() for name in ("log_probs", "old_log_probs", "ref_log_probs"))
+    ratios, weights = _row_terms([new[t] - old[t] for t in range(length)], length, s.application, q, s.style)
+    if s.normalise_trace and length:
+        growth = trace_matrix(length, q, s.style).sum(0).tolist() if s.application == "trace" else weights
+        weights = [weight / (sum(growth) / length) for weight in weights]
+    losses = []
+    for t in range(length):
+        advantage = inputs["advantages"][row].reshape(-1).tolist()
+        a = advantage[t] if len(advantage) > 1 else advantage[0]
+        clipped = min(max(ratios[t], 1 - s.clip_low), 1 + s.clip_high)
+        losses.append(-weights[t] * min(ratios[t] * a, clipped * a) + s.beta * KL[s.kl_estimator](ref[t] - new[t]))
+    return losses
+
+
+def objective(inputs: dict[str, Tensor], settings: Any) -> float:
+    """The loss of a whole batch, token by token."""
+    rows = [_row_loss(inputs, b, n, settings) for b, n in enumerate(inputs["mask"].sum(1).tolist())]
+    tokens = sum(len(row) for row in rows)
+    if settings.reduction == "token":
+        return sum(sum(row) for row in rows) / max(tokens, 1)
+    if settings.reduction == "constant":
+        return sum(sum(row) for row in rows) / (len(rows) * settings.max_tokens)
+    return sum(sum(row) / max(len(row), 1) for row in rows) / len(rows)
