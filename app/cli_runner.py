@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonargparse
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -44,7 +45,6 @@ SEEDED = (
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 1,
     "use_distributed_sampler": False,
-    "enable_checkpointing": False,
     "enable_model_summary": False,
     "num_sanity_val_steps": -1,
     "check_val_every_n_epoch": None,
@@ -84,6 +84,9 @@ class GRPOLambdaCLI(LightningCLI):
             config["logger"] = TensorBoardLogger(config["default_root_dir"], self._get(self.config_init, "name"))
         callbacks = [self._get(self.config_init, key) for key in CALLBACKS]
         callbacks = [callback for callback in callbacks if callback is not None]
+        # Lightning's own checkpoint callback, which it adds where there is none, counts optimiser steps.
+        given = callbacks + (config.get("callbacks") or [])
+        config["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in given)
         if config.get("enable_progress_bar") is not False:
             callbacks.append(IterationProgress())
         return self._instantiate_trainer(config | kwargs, callbacks)
@@ -141,5 +144,8 @@ def _quieten() -> None:
         ".*does not have many workers.*",
         ".*deprecated.*LeafSpec.*",
         ".*No device id is provided.*",
+        ".*LightningCLI's args parameter is intended.*",
+        ".*Total length of `list` across ranks is zero.*",
+        ".*module\\(s\\) in eval mode at the start of training.*",
     ):
         warnings.filterwarnings("ignore", pattern)

@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from app.data.examples import SFTBatch
 from app.data.overlap import BenchmarkIndex, overlap_table
 from app.data.problems import Problem
 from app.data.prompts import PromptEncoder, PromptSettings
+from app.data.sft import SFTBatch
 from app.data.sources import Share, Source
 from app.errors import ConfigurationError
 from datamodules.loaders import BenchmarkLoader, IterationLoader, Opaque

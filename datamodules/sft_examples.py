@@ -2,8 +2,8 @@
 
 from functools import cached_property
 
-from app.data.examples import ExampleEncoder, SFTBatch
 from app.data.prompts import DEFAULT_PROMPT, PromptEncoder, PromptSettings
+from app.data.sft import ExampleEncoder, SFTBatch
 from app.data.sources import Share, Source
 from app.errors import ConfigurationError
 from datamodules.base import BenchmarkSettings, OverlapPolicy, ProblemDataModule

@@ -31,8 +31,8 @@ class RowSettings:
             row that are not named here are kept under their own names.
         answer_format: ``plain``: as it stands. ``integer``: ``025``, ``27.0`` and the number 27 become ``25``
             and ``27``. ``after_hashes``: what follows the last ``####``, without thousands commas (GSM8K).
-            ``last_box``: the contents of the last ``\\boxed{}``. ``list``: a list of strings, joined by
-            commas.
+            ``last_box``: the contents of the last ``\\boxed{}`` (or ``\\boxed 2``). ``list``: a list of strings, joined
+            by commas.
         malformed: ``skip`` rows that are no problem (counted and named), or ``refuse`` the whole source.
         max_characters: a problem or an answer longer than this makes a row malformed.
     """
@@ -173,10 +173,12 @@ def _after_hashes(value: Any) -> Any:
 def _last_box(value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    start = value.rfind("\\boxed{")
-    if start < 0:
+    boxes = list(re.finditer(r"\\boxed\s*(?:\{|(\w+))", value))
+    if not boxes:
         raise MalformedRowError("the answer column holds no \\boxed{}")
-    begin = start + len("\\boxed{")
+    if boxes[-1][1] is not None:
+        return boxes[-1][1]
+    begin = boxes[-1].end()
     depth = 1
     for end in range(begin, len(value)):
         depth += {"{": 1, "}": -1}.get(value[end], 0)

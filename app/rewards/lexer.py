@@ -9,7 +9,8 @@ from app.rewards.normalise import CURRENCY, GROUP_MARK, ROW_MARK
 _CURRENCY_SIGNS = "".join(CURRENCY.values())
 _SEPARATED = rf"\d{{1,3}}(?:{GROUP_MARK}\s?\d{{3}})+(?!\d)|\d{{1,3}}(?: \d{{3}})+(?![\d/])|\d{{1,3}}(?:_\d{{3}})+(?!\d)"
 _COMMA_GROUPS = r"\d{1,3}(?:,\d{3})+(?!\d)"
-_DECIMALS = r"(?:\.\d*)?(?:\s?[eE][+-]?\d+(?![\d.]))?"
+_EXPONENT = r"(?:\s?[eE][+-]?\d+(?![\d.]))?"
+_DECIMALS = rf"(?:\.\d*)?{_EXPONENT}"
 _REST = (
     r"|(?P<text>\\text\s*\{)|\\(?P<command>[A-Za-z]+)|\\(?P<escaped>[{}%|#&_])|(?P<word>[A-Za-z]+)"
     rf"|(?P<currency>[{_CURRENCY_SIGNS}])|(?P<space>\s+)|(?P<power>\*\*)"
@@ -17,8 +18,10 @@ _REST = (
 )
 _PATTERNS = {
     # a comma before exactly three digits: part of the number, or between two members of a list
-    True: re.compile(rf"(?P<number>(?:{_SEPARATED}|{_COMMA_GROUPS}|\d+){_DECIMALS}|\.\d+{_DECIMALS[12:]}){_REST}", re.DOTALL),
-    False: re.compile(rf"(?P<number>(?:{_SEPARATED}|\d+){_DECIMALS}|\.\d+{_DECIMALS[12:]}){_REST}", re.DOTALL),
+    True: re.compile(
+        rf"(?P<number>(?:{_SEPARATED}|{_COMMA_GROUPS}|\d+){_DECIMALS}|\.\d+{_EXPONENT}){_REST}", re.DOTALL
+    ),
+    False: re.compile(rf"(?P<number>(?:{_SEPARATED}|\d+){_DECIMALS}|\.\d+{_EXPONENT}){_REST}", re.DOTALL),
 }
 _RELATIONS = {"<=": "le", ">=": "ge", "!=": "ne", "==": "=", "<>": "ne", "=<": "le", "<": "lt", ">": "gt", "=": "="}
 _RELATION_COMMANDS = frozenset("le ge ne approx in lt gt sim equiv notin subset".split())

@@ -138,14 +138,18 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)\*?\s*")
 _SPACE_COMMAND = re.compile(r"\\[,;:> \n\t]|~")
 _ALIGNED = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|align\*|equation|equation\*|split|gathered|center)\}")
 _ROMAN = re.compile(r"\\mathrm\s*\{([^{}]*)\}")
-_DEGREE = re.compile(r"\{\s*\}\s*\^|\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\degree(?![A-Za-z])")
+_DEGREE = re.compile(
+    r"(?:\{\s*\})?\^\s*\{\s*\\(?:circ|degree)(?![A-Za-z])\s*\}|(?:\{\s*\})?\^\s*\\(?:circ|degree)(?![A-Za-z])"
+)
+_TEXT_NUMBER = re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,]*)\s*\}")
+_LIBRARY_PREFIX = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
 _ENVIRONMENT_ROW = re.compile(r"matrix|array|cases")
 
 
 def normalise(text: str) -> str:
     """The text in the spelling described above; linear in its length."""
-    text = _plain_characters(text)
-    text = _latex_synonyms(_delimiters(text))
+    text = _LIBRARY_PREFIX.sub("", _plain_characters(text))
+    text = _TEXT_NUMBER.sub(r"\1", _latex_synonyms(_delimiters(text)))
     return re.sub(r"[ \t\r\n]+", " ", text).strip()
 
 
@@ -190,7 +194,7 @@ def _delimiters(text: str) -> str:
     text = re.sub(r"\{\s*([:.])\s*\}", r"\1", text)
     text = text.replace(r"\!", "")
     text = _SPACE_COMMAND.sub(" ", text)
-    text = _DEGREE.sub(lambda match: "^" if match[0].startswith("{") else r"\\degree ".replace("\\\\", "\\"), text)
+    text = _DEGREE.sub(r"\\degree ", text)
     return _ALIGNED.sub(" ", text)
 
 

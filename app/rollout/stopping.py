@@ -33,8 +33,13 @@ class StopStrings:
             tails: token ids of completions from :meth:`tail_start` on.
             checked: tokens at the start of ``tails`` that were looked at before.
         """
-        pairs = zip(tails, self._decode(tails), strict=True)
-        return [self._first_end(tail, checked) if self._found(text) else None for tail, text in pairs]
+        fresh = [index for index, tail in enumerate(tails) if len(tail) > checked]
+        texts = self._decode([tails[index] for index in fresh])
+        ends: list[int | None] = [None] * len(tails)
+        for index, text in zip(fresh, texts, strict=True):
+            if self._found(text):
+                ends[index] = self._first_end(tails[index], checked)
+        return ends
 
     def _first_end(self, tail: Sequence[int], checked: int) -> int | None:
         lengths = range(checked + 1, len(tail) + 1)
@@ -42,6 +47,8 @@ class StopStrings:
         return next((length for length, text in zip(lengths, texts, strict=True) if self._found(text)), None)
 
     def _decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        if not rows:  # transformers would give one empty text
+            return []
         return self.tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _found(self, text: str) -> bool:

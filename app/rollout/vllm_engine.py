@@ -1,25 +1,28 @@
 """Rollouts by vLLM: in the trainer's process, or in processes or on machines of their own."""
 
+import copy
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from app.errors import ConfigurationError
 from app.rollout.engine import Completion, GenerationRequest, PolicyOwner
-from app.rollout.faults import EngineFailure
-from app.rollout.vllm_local import LocalEngine, LocalEngineSettings
+from app.rollout.vllm_colocated import Colocated
+from app.rollout.vllm_local import LocalEngineSettings
 from app.rollout.vllm_ranks import gathered, on_rank_zero, rank_and_size
-from app.rollout.vllm_separate import SeparateEngines, Weights
-from app.rollout.vllm_settings import DTYPES, Placement, VLLMSettings, check_requests, require_vllm
-from app.rollout.weight_sync import SyncRecord, policy_weights, sum_of_shards
+from app.rollout.vllm_separate import SeparateEngines
+from app.rollout.vllm_settings import Placement, VLLMSettings, check_requests, require_vllm
+from app.rollout.weight_sync import SyncRecord, Weights, policy_weights
 
 if TYPE_CHECKING:
-    from torch import nn
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Backend = Colocated | SeparateEngines
+T = TypeVar("T")
 
 
 class VLLMEngine:
@@ -98,9 +101,11 @@ class VLLMEngine:
             require_vllm()
         self.last_sync_seconds = 0.0
         self.start_seconds = 0.0
-        self._backend: _Backend | None = None
+        self._backend: Backend | None = None
         self._dtype = torch.float32
         self._vocab_size = 0
+        self._max_model_len = 0
+        self._module: PolicyOwner | None = None
         self._syncs = 0
 
     def start(self, module: PolicyOwner) -> None:
@@ -115,12 +120,115 @@ class VLLMEngine:
         model = _base_model(module.policy)
         self._dtype = self.settings.engine_dtype(next(model.parameters()).dtype)
         self._vocab_size = model.config.vocab_size
-        separate = self.settings.placement == "separate"
-        with tempfile.TemporaryDirectory(prefix="vllm-model-") as name:
-            folder = Path(name)
-            write_model_files(model, module.tokenizer, folder)
-            if separate:
-                self._backend = on_rank_zero(lambda: self._start_separate(folder, module.device))
-            else:
-                self._backend = Colocated(folder, self._local_settings(), self.settings.sleep_level)
+        with tempfile.TemporaryDirectory(prefix="vllm-model-") as folder:
+            write_model_files(model, module.tokenizer, Path(folder))
+            self._max_model_len = self._driven(lambda: self._open(Path(folder), module.device))
         self.start_seconds = time.perf_counter() - started
+
+    def _open(self, folder: Path, device: torch.device) -> int:
+        """Starts the backend; returns the longest prompt and completion together."""
+        settings, local = self.settings, self._local_settings()
+        self._backend = (
+            SeparateEngines(settings, local, device) if self._separate else Colocated(local, settings.sleep_level)
+        )
+        try:
+            self._backend.start(folder)
+        except BaseException:  # Ctrl-C too leaves no engine behind
+            self.close()
+            raise
+        return self._backend.max_model_len
+
+    def _local_settings(self) -> LocalEngineSettings:
+        settings = self.settings
+        return LocalEngineSettings(
+            dtype=str(self._dtype).removeprefix("torch."),
+            gpu_memory_share=settings.gpu_memory_share,
+            kv_cache_gib=settings.kv_cache_gib,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            max_model_len=settings.max_model_len,
+            max_sequences=settings.max_sequences,
+            prefix_caching=settings.prefix_caching,
+            sleep=not self._separate and settings.sleep_level > 0,
+            seed=settings.seed,
+            external_launcher=not self._separate and rank_and_size()[1] > 1,
+        )
+
+    @property
+    def _separate(self) -> bool:
+        return self.settings.placement == "separate"
+
+    def _driven(self, action: Callable[[], T]) -> T:
+        """Separate engines are driven by rank 0 for all ranks, colocated ones by each rank for itself."""
+        return on_rank_zero(action) if self._separate else action()
+
+    def sync(self, module: PolicyOwner) -> None:
+        """Hands over the policy's weights, proves that they arrived, and forgets cached prefixes.
+
+        Raises:
+            EngineFailure: "died", "hung" or "refused".
+            WeightSyncError: the engine holds something else; the message names the tensors.
+        """
+        started = time.perf_counter()
+        self._module = module
+        weights = policy_weights(module.policy)
+        if self._separate and rank_and_size()[0] > 0:
+            _drain(weights)
+        self._driven(lambda: self._hand_over(weights))
+        self._syncs += 1
+        self.last_sync_seconds = time.perf_counter() - started
+
+    def _hand_over(self, weights: Weights) -> None:
+        backend = self._running()
+        record = SyncRecord(self._dtype, self._syncs)
+        try:
+            backend.load(record.watch(weights) if self.settings.verify_weights else weights)
+        finally:
+            _drain(weights)  # to the end, whatever happened: other ranks take part in gathering every shard
+        if self.settings.verify_weights:
+            for held in backend.fingerprints(record.widths, record.round_number):
+                record.check(held)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """See :class:`app.rollout.engine.RolloutEngine`.
+
+        Raises:
+            EngineFailure: "died", "hung" or "refused".
+            ConfigurationError: a request that vLLM would not answer as asked.
+        """
+        check_requests(requests, self._vocab_size, self._max_model_len, self.settings.max_model_len is not None)
+        if not self._separate:
+            backend = self._running()
+            if backend.needs_weights and self._module is not None:
+                self.sync(self._module)
+            return backend.generate(requests)
+        everyone, mine = gathered(list(requests))
+        return on_rank_zero(lambda: self._running().generate(everyone))[mine]
+
+    def close(self) -> None:
+        """Ends the engine, and its processes where they are ours; may be called again."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def _running(self) -> "Backend":
+        if self._backend is None:
+            raise RuntimeError("the engine is not started: call start(module) first")
+        return self._backend
+
+
+def _drain(weights: Weights) -> None:
+    deque(weights, maxlen=0)
+
+
+def _base_model(policy: Any) -> "PreTrainedModel":
+    """The Hugging Face model inside adapters."""
+    return policy.get_base_model() if hasattr(policy, "peft_config") else policy
+
+
+def write_model_files(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Writes config.json and the tokenizer, all that vLLM needs to build the model without its weights."""
+    names = [cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")]
+    config = copy.deepcopy(model.config)
+    config.architectures = names[:1]  # sharding wraps the class under another name
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

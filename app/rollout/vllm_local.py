@@ -15,6 +15,7 @@ import torch
 from app.errors import ConfigurationError
 from app.rollout.engine import Completion, GenerationRequest
 from app.rollout.vllm_settings import GIB, sampling_params
+from app.rollout.weight_sync import Weights
 
 if TYPE_CHECKING:
     from vllm import LLM, CompletionOutput
@@ -35,6 +36,7 @@ class LocalEngineSettings:
     Attributes:
         dtype: float32, bfloat16 or float16.
         max_model_len: longest prompt and completion together; None takes the model's own limit.
+        sleep: keeps memory so that it can be given back between rollouts, where the platform can.
         transfer: vLLM's weight-transfer backend, "nccl" or "ipc", or None.
         external_launcher: True where the trainer's process group has several ranks, each with its own engine.
     """
@@ -68,11 +70,15 @@ class LocalEngine:
             os.environ.setdefault(name, value)
         self._owns_process_group = not torch.distributed.is_initialized()
         with process_as_it_was(), eager():
-            self.llm = _build(folder, settings)
+            try:
+                self.llm = _build(folder, settings)
+            except BaseException:
+                self._leave_process_group()
+                raise
         self.max_model_len: int = self.llm.model_config.max_model_len
-        self.can_sleep = settings.sleep
+        self.can_sleep = settings.sleep and _sleep_available()
 
-    def reload(self, weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    def reload(self, weights: Weights) -> None:
         """Takes over weights in memory, by copying."""
         with eager(), torch.no_grad():
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -90,9 +96,7 @@ class LocalEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """See :class:`app.rollout.engine.RolloutEngine`."""
         params = [one for request in requests for one in sampling_params(request)]
-        prompts = [
-            {"prompt_token_ids": list(request.prompt_ids)} for request in requests for _ in range(request.n)
-        ]
+        prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests for _ in range(request.n)]
         with process_as_it_was(), eager():
             outputs = iter(self.llm.generate(prompts, params, use_tqdm=False)) if prompts else iter(())
         return [[_completion(next(outputs).outputs[0]) for _ in range(request.n)] for request in requests]
@@ -107,16 +111,19 @@ class LocalEngine:
 
     def close(self) -> None:
         """Frees the engine, and the process group where vLLM made it."""
-        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
-
         self.llm.llm_engine.engine_core.shutdown()
-        destroy_model_parallel()
-        if self._owns_process_group:
-            destroy_distributed_environment()
+        self._leave_process_group()
         del self.llm
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
+
+    def _leave_process_group(self) -> None:
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        destroy_model_parallel()
+        if self._owns_process_group:
+            destroy_distributed_environment()
 
 
 def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
@@ -144,13 +151,19 @@ def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_sequences,
         enable_prefix_caching=settings.prefix_caching,
-        enable_sleep_mode=settings.sleep,
+        enable_sleep_mode=settings.sleep and _sleep_available(),
         enforce_eager=not current_platform.support_static_graph_mode(),
         disable_log_stats=True,
         worker_extension_cls=WORKER_EXTENSION,
         seed=settings.seed,
         **arguments,
     )
+
+
+def _sleep_available() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_sleep_mode_available()
 
 
 def _check_head_size(folder: Path, dtype: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from app.errors import ConfigurationError
 from app.rollout.engine import Completion, GenerationRequest
-from app.rollout.faults import EngineFailure
+from app.rollout.faults import EngineFailure, FailureKind
 from app.rollout.vllm_wire import pack_requests, receive, send, socket_address, unpack_groups
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -110,9 +110,7 @@ class EngineProcess:
         lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if line.strip()]
         return f"; its last words: {lines[-1].strip()}" if lines else ""
 
-    def ask(
-        self, header: dict[str, Any], payload: bytes = b"", timeout_s: float | None = None
-    ) -> dict[str, Any]:
+    def ask(self, header: dict[str, Any], payload: bytes = b"", timeout_s: float | None = None) -> dict[str, Any]:
         """Sends one message and waits for the answer.
 
         Raises:
@@ -134,7 +132,7 @@ class EngineProcess:
         if "error" in answer:
             if answer.get("configuration"):
                 raise ConfigurationError(answer["error"])
-            kind = "start" if header["op"] == "load" else "refused"
+            kind: FailureKind = "start" if header["op"] == "load" else "refused"
             raise EngineFailure(kind, f"the engine could not {header['op']}: {answer['error']}")
         return answer
 
@@ -152,6 +150,12 @@ class EngineProcess:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """See :class:`app.rollout.engine.RolloutEngine`."""
         return unpack_groups(self.ask({"op": "generate", "requests": pack_requests(requests)})["groups"])
+
+    def hang_up(self) -> None:
+        """Makes another thread's wait for an answer end at once."""
+        if self.connection is not None:
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Ends the connection, and the process and its children where they are ours."""

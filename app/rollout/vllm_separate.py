@@ -1,9 +1,10 @@
 """vLLM engines in processes of their own: replicas that share the requests, driven by the trainer's rank 0."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -12,10 +13,10 @@ from app.rollout.vllm_local import LocalEngineSettings
 from app.rollout.vllm_process import EngineProcess
 from app.rollout.vllm_settings import DTYPES, VLLMSettings
 from app.rollout.vllm_transfer import WeightTransfer, choose_transfer
-from app.rollout.weight_sync import sum_of_shards
+from app.rollout.weight_sync import Weights, sum_of_shards
 
 CHUNK_BYTES = 64 << 20
-Weights = Iterator[tuple[str, torch.Tensor]]
+T = TypeVar("T")
 
 
 class SeparateEngines:
@@ -50,8 +51,7 @@ class SeparateEngines:
                 EngineProcess(settings.address, settings.start_timeout_s, settings.generate_timeout_s, devices)
             )
         files = {path.name: path.read_bytes().decode("latin-1") for path in folder.iterdir()}
-        with ThreadPoolExecutor(len(self.processes)) as pool:
-            loaded = list(pool.map(lambda process: self._build(process, files), self.processes))
+        loaded = self._on_each(lambda process, _: self._build(process, files))
         self.max_model_len = min(length for length, _ in loaded)
         self._transfers = [transfer for _, transfer in loaded]
 
@@ -92,19 +92,33 @@ class SeparateEngines:
         for transfer in self._open:
             transfer.send(iter(held))
 
+    @property
+    def needs_weights(self) -> bool:
+        """Never: these engines do not sleep."""
+        return False
+
     def fingerprints(self, widths: dict[str, int], round_number: int) -> list[dict[str, int]]:
         """What each replica holds, by name."""
-        return [
-            sum_of_shards(process.call("policy_fingerprints", widths, round_number)) for process in self.processes
-        ]
+        return [sum_of_shards(process.call("policy_fingerprints", widths, round_number)) for process in self.processes]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Every replica takes each ``data_parallel_size``-th request."""
         count = len(self.processes)
         shares = [requests[replica::count] for replica in range(count)]
-        with ThreadPoolExecutor(count) as pool:
-            answers = list(pool.map(EngineProcess.generate, self.processes, shares))
+        answers = self._on_each(lambda process, replica: process.generate(shares[replica]))
         return [answers[index % count][index // count] for index in range(len(requests))]
+
+    def _on_each(self, action: Callable[[EngineProcess, int], T]) -> list[T]:
+        """``action(process, replica)`` on every engine at once; what ends one of them, Ctrl-C too, ends the wait."""
+        if len(self.processes) == 1:
+            return [action(self.processes[0], 0)]
+        with ThreadPoolExecutor(len(self.processes)) as pool:
+            try:
+                return list(pool.map(action, self.processes, range(len(self.processes))))
+            except BaseException:
+                for process in self.processes:
+                    process.hang_up()
+                raise
 
     def close(self) -> None:
         """Ends the processes that are ours."""

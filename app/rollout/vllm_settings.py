@@ -115,7 +115,7 @@ def check_requests(requests: Sequence[GenerationRequest], vocab_size: int, engin
         requests: to be sent.
         vocab_size: of the policy.
         engine_len: longest prompt and completion together that the engine takes.
-        asked: whether that was set by the user; the model's own limit ends a completion ("length") as it does elsewhere.
+        asked: whether that was set by the user; the model's own limit ends a completion ("length"), here as elsewhere.
     """
     for request in requests:
         sampling = request.sampling

@@ -6,14 +6,12 @@ hand. A run checks every sync by fingerprints, whichever way the weights came.
 
 import base64
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from app.rollout.vllm_process import EngineProcess
-
-Weights = Iterator[tuple[str, torch.Tensor]]
+from app.rollout.weight_sync import Weights
 
 
 def choose_transfer(process: EngineProcess, device: torch.device, workers: int) -> str | None:
@@ -75,9 +73,7 @@ def _trainer_information(backend: str, workers: int) -> Any:
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
     from vllm.utils.network_utils import get_ip, get_open_port
 
-    return NCCLTrainerInitInfo(
-        master_address=get_ip(), master_port=get_open_port(), world_size=1 + workers, rank=0
-    )
+    return NCCLTrainerInitInfo(master_address=get_ip(), master_port=get_open_port(), world_size=1 + workers, rank=0)
 
 
 def _replayed_source(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Any:

@@ -112,9 +112,7 @@ def _held_fingerprint(layer: "nn.Module", kind: str, part: int | None, width: in
     return fingerprint(values, columns, width, shard.first_row)
 
 
-def _columns(
-    layer: "nn.Module", kind: str, columns: torch.Tensor, shard: Shard
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _columns(layer: "nn.Module", kind: str, columns: torch.Tensor, shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
     """[R, K] values of this worker's rows, and those of the wanted columns that lie on this worker."""
     if kind == "bias":
         return as_matrix(layer.bias), columns

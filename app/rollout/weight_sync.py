@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COLUMNS = 64
 MODULUS = 2**64
+Weights = Iterator[tuple[str, torch.Tensor]]
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ROWS_AT_ONCE = 1 << 16
 
@@ -45,7 +46,7 @@ def _listed(names: list[str], limit: int = 3) -> str:
     return ", ".join(names[:limit]) + rest
 
 
-def policy_weights(policy: "nn.Module") -> Iterator[tuple[str, torch.Tensor]]:
+def policy_weights(policy: "nn.Module") -> Weights:
     """(name, tensor) of every weight under its Hugging Face name, detached and whole.
 
     Tied tensors come once for each of their names: an engine may hold a separate head. LoRA adapters are merged into
@@ -65,7 +66,7 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def _merged_weights(policy: "nn.Module") -> Iterator[tuple[str, torch.Tensor]]:
+def _merged_weights(policy: "nn.Module") -> Weights:
     """The base model's weights with the active adapters added: W + scaling · B A for each."""
     inner = policy.get_base_model()
     modules = dict(inner.named_modules(remove_duplicate=False))
@@ -156,7 +157,7 @@ class SyncRecord:
     sent: dict[str, int] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
 
-    def watch(self, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    def watch(self, weights: Weights) -> Weights:
         """Passes ``weights`` on and takes their fingerprints."""
         for name, tensor in weights:
             self.sent[name] = whole_fingerprint(tensor.to(self.dtype), self.round_number)
@@ -175,5 +176,3 @@ def sum_of_shards(shards: list[dict[str, int]]) -> dict[str, int]:
     """Fingerprints of whole tensors from those of their shards on all workers."""
     names = {name for shard in shards for name in shard}
     return {name: sum(shard.get(name, 0) for shard in shards) % MODULUS for name in names}
-
-

@@ -32,6 +32,7 @@ def read(row: Any, **changes: Any) -> Any:
         ("after_hashes", "#### 5 #### -6", "-6"),
         ("after_hashes", "so (1, 2)\n#### (1, 2)", "(1, 2)"),
         ("last_box", "first \\boxed{1}, then \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("last_box", "\\boxed{1}, no: $\\boxed 2$.", "2"),
         ("list", ["2", " 3 "], "2, 3"),
         ("list", "2", "2"),
     ],

@@ -1,0 +1,363 @@
+"""Text → answers: every sensible reading of it, as lists, sets, intervals, matrices, relations and scalars."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from app.rewards.answer_types import (
+    Answer,
+    Bracketed,
+    Matrix,
+    Members,
+    NamedSet,
+    Ratio,
+    Relation,
+    Scalar,
+    SetOperation,
+)
+from app.rewards.expressions import Node, UnreadableError, parse_expression
+from app.rewards.lexer import Token, tokenize
+from app.rewards.normalise import CURRENCY, normalise
+from app.rewards.plain_text import (
+    is_wordy,
+    label_stripped,
+    plain_readings,
+    read_clock,
+    read_numeral,
+    strip_lead_in,
+    word_readings,
+)
+from app.rewards.units import canonical_unit, split_unit
+
+MAX_ITEMS = 100
+_BRACKETS = {"(": ")", "[": "]", "\\{": "\\}", "⟨": "⟩"}
+_OPENING = (*_BRACKETS, "{", "⌊", "⌈")
+_CLOSING = (*_BRACKETS.values(), "}", "⌋", "⌉")
+_SET_SIGNS = ("cup", "cap", "setminus")
+_CURRENCY_UNITS = dict(zip(CURRENCY.values(), ("dollar", "euro", "£", "¥", "₹"), strict=True))
+_MATRICES = frozenset("matrix pmatrix bmatrix Bmatrix smallmatrix psmallmatrix bsmallmatrix array".split())
+
+
+def read_answers(text: str, lenient: bool) -> list[Answer]:
+    """All readings of an answer, the likeliest first; empty where there is none.
+
+    Args:
+        text: what stands in the box, or a gold answer.
+        lenient: for a model's answer: a single letter after a number may be a unit, a word what is counted, and a
+            label such as ``(C)`` may stand before an answer.
+    """
+    normalised = strip_lead_in(normalise(text))
+    if not normalised:
+        return []
+    readings = plain_readings(normalised, lenient)
+    math = [] if is_wordy(normalised) else _math_readings(normalised, lenient)
+    readings = math + readings + ([] if math else word_readings(normalised))
+    rest = label_stripped(normalised) if lenient else None
+    return readings + (_math_readings(rest, lenient) if rest else [])
+
+
+def _math_readings(text: str, lenient: bool) -> list[Answer]:
+    readings: list[Answer] = []
+    for commas_group_digits in (True, False) if "," in text else (True,):
+        tokens = tokenize(text, commas_group_digits)
+        for bare_letters in (False, True) if lenient else (False,):
+            try:
+                answer = _Reader(bare_letters).answer(tokens)
+            except UnreadableError:
+                continue
+            if answer not in readings:
+                readings.append(answer)
+    return readings
+
+
+class _Reader:
+    """Reads tokens as one answer; every method raises :class:`UnreadableError` where it cannot use every token."""
+
+    def __init__(self, bare_letters: bool) -> None:
+        self.bare_letters = bare_letters
+
+    def answer(self, tokens: list[Token]) -> Answer:
+        parts = [part for part in _split(tokens, _is_separator) if part]
+        if not parts:
+            raise UnreadableError("nothing there")
+        if len(parts) > MAX_ITEMS:
+            raise UnreadableError("too many parts")
+        items = [each for part in parts for each in self.plus_minus(part)]
+        if len(items) == 1:
+            return items[0]
+        items = _share_name(items)
+        if all(isinstance(item, Relation) and not set(item.signs) & {"=", "approx"} for item in items):
+            return _join_inequalities(items)
+        return Members("list", tuple(items))
+
+    def plus_minus(self, tokens: list[Token]) -> list[Answer]:
+        """One answer, or the two that a ± stands for; all signs of one answer change together."""
+        signs = [index for index, token in enumerate(tokens) if token.kind == "command" and token.value in ("pm", "mp")]
+        if not signs:
+            return [self.item(tokens)]
+        if tokens[0].value == "\\{":  # a ± within a set belongs to its member
+            return [self.item(tokens)]
+        both = []
+        for upper in (True, False):
+            chosen = list(tokens)
+            for index in signs:
+                sign = "+" if (tokens[index].value == "pm") == upper else "-"
+                chosen[index] = Token("char", sign, tokens[index].spaced)
+            both.append(self.item(chosen))
+        return both
+
+    def item(self, tokens: list[Token]) -> Answer:
+        sides, signs = _split_relations(tokens)
+        if not signs:
+            return self.set_expression(tokens)
+        if not sides[0]:  # "= 5", "\approx 5"
+            sides, signs = sides[1:], signs[1:]
+        if len(sides) > 12:
+            raise UnreadableError("a chain too long")
+        read = [self.set_expression(side) for side in sides]
+        return Relation(tuple(read), tuple(signs)) if signs else read[0]
+
+    def set_expression(self, tokens: list[Token]) -> Answer:
+        for index, depth in _walk_backwards(tokens):
+            token = tokens[index]
+            if depth == 0 and token.kind == "command" and token.value in _SET_SIGNS and 0 < index < len(tokens) - 1:
+                return SetOperation(token.value, self.set_expression(tokens[:index]), self.term(tokens[index + 1 :]))
+        return self.term(tokens)
+
+    def term(self, tokens: list[Token]) -> Answer:
+        if not tokens:
+            raise UnreadableError("a part is missing")
+        spelled = " ".join(token.value for token in tokens) if len(tokens) < 12 else ""
+        special = _named_set(tokens) or read_numeral(spelled) or read_clock(spelled) or self.matrix(tokens)
+        if special is not None:
+            return special
+        closer = _BRACKETS.get(tokens[0].value) if tokens[0].kind == "char" else None
+        if closer and _closing_index(tokens) == len(tokens) - 1:
+            inner = self.bracketed(tokens)
+            if inner is not None:
+                return inner
+        return self.ratio(tokens) or self.scalar(tokens)
+
+    def bracketed(self, tokens: list[Token]) -> Answer | None:
+        """What stands in brackets around all the tokens; None for brackets that only group."""
+        left, right, inside = tokens[0].value, tokens[-1].value, tokens[1:-1]
+        parts = _split(inside, lambda token: token.kind == "char" and token.value in (",", ";"))
+        if left == "\\{":
+            if right != "\\}":
+                raise UnreadableError("unequal braces")
+            return self.members(inside)
+        if len(parts) > MAX_ITEMS:
+            raise UnreadableError("too many parts")
+        if len(parts) > 1:
+            return Bracketed(left, right, tuple(self.item(part) for part in parts))
+        if left == "⟨":
+            raise UnreadableError("a single component")
+        if not inside:
+            raise UnreadableError("empty brackets")
+        inner = self.matrix(inside)
+        if inner is None and left == "[" and right == "]":
+            return Bracketed(left, right, (self.item(inside),))
+        return inner
+
+    def members(self, inside: list[Token]) -> Answer:
+        if not inside:
+            return NamedSet("")
+        answer = self.answer(inside)
+        return Members("set", answer.items if isinstance(answer, Members) and answer.kind == "list" else (answer,))
+
+    def matrix(self, tokens: list[Token]) -> Matrix | None:
+        """A matrix, with a scalar factor before it and a transposition sign after it."""
+        begin = next((i for i, token in enumerate(tokens) if token.kind == "command" and token.value == "begin"), None)
+        if begin is None:
+            return None
+        environment, start = _environment(tokens, begin)
+        end = next((i for i in range(start, len(tokens)) if tokens[i].value == "end"), len(tokens))
+        if environment not in _MATRICES or end == len(tokens):
+            raise UnreadableError(f"{environment} is not a matrix")
+        rows = [row for row in _split(tokens[start:end], lambda token: token.value == "row") if row]
+        cells = [[self.item(cell) for cell in _split(row, lambda token: token.value == "&")] for row in rows]
+        matrix = Matrix(tuple(map(tuple, cells)))
+        if not cells or len({len(row) for row in cells}) != 1 or len(cells) * len(cells[0]) > MAX_ITEMS:
+            raise UnreadableError("not a rectangle")
+        rest = tokens[_environment(tokens, end)[1] :]
+        return _scaled(_transposed(matrix, rest), tokens[:begin])
+
+    def ratio(self, tokens: list[Token]) -> Answer | None:
+        parts = _split(tokens, lambda token: token.kind == "char" and token.value == ":")
+        if len(parts) == 1 or (len(parts) == 2 and not all(parts)):
+            return None
+        return Ratio(tuple(self.scalar(part) for part in parts))
+
+    def scalar(self, tokens: list[Token]) -> Scalar:
+        value, unit, percent = self.affixes(tokens)
+        node = parse_expression(value)
+        digits, places = _significant_digits(value)
+        return Scalar(node, unit, percent, digits, places)
+
+    def affixes(self, tokens: list[Token]) -> tuple[list[Token], str | None, bool]:
+        """The tokens of the bare value, its unit, and whether it is a percentage."""
+        currency = [token for token in tokens if token.kind == "currency"]
+        if len(currency) > 1:
+            raise UnreadableError("several currency signs")
+        unit = _CURRENCY_UNITS[currency[0].value] if currency else None
+        value = [token for token in tokens if token.kind != "currency"]
+        if currency and (tokens.index(currency[0]) > 1 and tokens[-1] is not currency[0]):
+            raise UnreadableError("a currency sign in the middle")
+        found = split_unit(value, self.bare_letters)
+        if found is not None:
+            value, phrase = found
+            unit = canonical_unit(phrase) or unit
+        if value and value[-1].value in ("%", "\\%"):
+            return value[:-1], None, True
+        if value and value[-1].value == "degree" and value[-1].kind == "command":
+            return value[:-1], "degree" if unit is None else unit.replace("A", "°"), False
+        value, temperature = _temperature(value)
+        return value, None if unit == "percent" else temperature or unit, unit == "percent"
+
+
+def _temperature(tokens: list[Token]) -> tuple[list[Token], str | None]:
+    """Without a final ``° C`` or ``° F``, and that unit."""
+    if len(tokens) > 2 and tokens[-2].value == "degree" and tokens[-1].value in ("C", "F", "K"):
+        return tokens[:-2], f"°{tokens[-1].value}"
+    return tokens, None
+
+
+def _significant_digits(tokens: list[Token]) -> tuple[int | None, int]:
+    """How many digits a single decimal number is written with, and the place of the last; (None, 0) for others."""
+    numbers = [token for token in tokens if token.kind == "number"]
+    if not numbers or not numbers[0].decimal or any(token.kind in ("word", "text") for token in tokens):
+        return None, 0
+    power = 0
+    if len(numbers) == 3 and numbers[1].value == "10" and [token.value for token in tokens if token.value == "^"]:
+        power = int(numbers[2].value) if numbers[2].value.isdigit() and len(numbers[2].value) < 5 else 0
+        power = -power if any(token.value == "-" for token in tokens[tokens.index(numbers[1]) :]) else power
+    elif len(numbers) != 1 or any(token.kind == "command" or token.value in "/^!|" for token in tokens):
+        return None, 0
+    mantissa, _, exponent = numbers[0].value.lower().partition("e")
+    fraction = mantissa.partition(".")[2]
+    digits = mantissa.replace(".", "").lstrip("0")
+    return len(digits), power + int(exponent or 0) - len(fraction)
+
+
+def _split(tokens: list[Token], separates: Callable[[Token], bool]) -> list[list[Token]]:
+    """The runs of tokens between separators outside brackets and environments."""
+    parts: list[list[Token]] = [[]]
+    depth = 0
+    for token in tokens:
+        depth += _depth_change(token)
+        if depth == 0 and separates(token):
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
+
+
+def _depth_change(token: Token) -> int:
+    if token.kind == "char":
+        return (token.value in _OPENING) - (token.value in _CLOSING)
+    return (token.value == "begin") - (token.value == "end") if token.kind == "command" else 0
+
+
+def _is_separator(token: Token) -> bool:
+    if token.kind == "char":
+        return token.value in (",", ";")
+    return token.kind in ("text", "word") and token.value.strip(" ,;.").lower() in ("and", "or", "")
+
+
+def _split_relations(tokens: list[Token]) -> tuple[list[list[Token]], list[str]]:
+    signs: list[str] = []
+
+    def separates(token: Token) -> bool:
+        if token.kind == "relation":
+            signs.append(token.value)
+        return token.kind == "relation"
+
+    return _split(tokens, separates), signs
+
+
+def _walk_backwards(tokens: list[Token]) -> list[tuple[int, int]]:
+    """(index, bracket depth) from the last token to the first."""
+    depth, walk = 0, []
+    for index in range(len(tokens) - 1, -1, -1):
+        depth -= _depth_change(tokens[index])
+        walk.append((index, depth))
+    return walk
+
+
+def _closing_index(tokens: list[Token]) -> int:
+    """The index of the bracket that closes the first token; any closing bracket closes any opening one."""
+    depth = 0
+    for index, token in enumerate(tokens):
+        depth += _depth_change(token)
+        if depth == 0:
+            return index
+    return -1
+
+
+def _named_set(tokens: list[Token]) -> NamedSet | None:
+    values = [token.value for token in tokens if token.value not in ("{", "}")]
+    if values in (["emptyset"], ["\\{", "\\}"]):
+        return NamedSet("")
+    if values == ["reals"]:
+        return NamedSet("R")
+    if len(values) == 2 and values[0] in ("mathbb", "Bbb") and values[1] in "RZNQC":
+        return NamedSet(values[1])
+    return None
+
+
+def _environment(tokens: list[Token], index: int) -> tuple[str, int]:
+    """The name in ``\\begin{name}`` at ``index``, and where what follows it begins (after a column specification)."""
+    names = [token.value for token in tokens[index + 1 : index + 4]]
+    if len(names) < 3 or names[0] != "{" or names[2] != "}":
+        raise UnreadableError("an unnamed environment")
+    after = index + 4
+    if tokens[index].value == "begin" and names[1] == "array" and after < len(tokens) and tokens[after].value == "{":
+        while after < len(tokens) and tokens[after].value != "}":
+            after += 1
+        after += 1
+    return names[1], after
+
+
+def _transposed(matrix: Matrix, rest: list[Token]) -> Matrix:
+    if not rest:
+        return matrix
+    values = [token.value for token in rest if token.value not in "{}"]
+    if values not in (["^", "T"], ["^", "top"], ["^", "intercal"]):
+        raise UnreadableError("something after a matrix")
+    return Matrix(tuple(zip(*matrix.rows, strict=True)))
+
+
+def _scaled(matrix: Matrix, factor: list[Token]) -> Matrix:
+    while factor and factor[-1].value in ("cdot", "times", "*"):
+        factor = factor[:-1]
+    if not factor:
+        return matrix
+    node = Node("neg", (Node("num", value=None),)) if [token.value for token in factor] == ["-"] else None
+    scale = node or parse_expression(factor)
+
+    def scaled(entry: Answer) -> Answer:
+        if not isinstance(entry, Scalar):
+            raise UnreadableError("a factor before a matrix of something else than numbers")
+        product = Node("neg", (entry.node,)) if node else Node("mul", (scale, entry.node))
+        return replace(entry, node=product, digits=None)
+
+    return Matrix(tuple(tuple(map(scaled, row)) for row in matrix.rows))
+
+
+def _share_name(items: list[Answer]) -> list[Answer]:
+    """``x = 1, 2`` and ``x = 1 or x = 2``: a name that the first of several values has belongs to all."""
+    first = items[0]
+    if not isinstance(first, Relation) or first.signs != ("=",):
+        return items
+    if any(isinstance(item, Relation) for item in items[1:]):
+        return items
+    if isinstance(first.sides[0], Scalar) and first.sides[0].node.op == "sym":
+        return [first, *(Relation((first.sides[0], item), ("=",)) for item in items[1:])]
+    return items
+
+
+def _join_inequalities(items: list[Answer]) -> Answer:
+    """``x < 1 or x > 3``: the union of what each allows."""
+    joined = items[0]
+    for item in items[1:]:
+        joined = SetOperation("cup", joined, item)
+    return joined
