@@ -68,26 +68,36 @@ def check_keys(sources: Sequence[Source], top_level: Mapping[str, Any]) -> None:
 
 def explain(error: ConfigurationError, sources: Sequence[Source]) -> str:
     """One line on ``error``, with the source of the key that it blames where that can be told."""
-    if error.key is not None:
-        return f"{error}{'' if '(in ' in str(error) else _where(error.key.split('.'), sources)}"
     message = " ".join(str(error).split())
+    if error.key is not None and "(in " not in message:
+        path = _path_of(error.key.split("."), sources)
+        return f"{'.'.join(path)}{message.removeprefix(error.key)}{_where(path, sources)}"
     parsed = re.match(r'Parser key "([\w.]+)": (.*)', message)
     if parsed is None:
         return message
     path = _path_of(parsed[1].split("."), sources)
     reasons = re.findall(r"Errors: - (.*?) - Expected a <class 'NoneType'>", parsed[2])
-    text = re.sub(r"<class '([\w.]+)'>", r"\1", reasons[0] if reasons else parsed[2]).replace("typing.", "")
+    text = re.sub(r"a <class '([\w.]+)'>", r"\1", reasons[0] if reasons else parsed[2]).replace("a typing.", "")
     return f"{'.'.join(path)}: {text}{_where(path, sources)}"
 
 
 def configuration_error(error: BaseException) -> ConfigurationError | None:
     """The innermost configuration error behind ``error`` (the parser wraps those that constructors raise)."""
+    from omegaconf.errors import OmegaConfBaseException
+
     found, cause = None, error
     while cause is not None:
         if isinstance(cause, ConfigurationError):
             found = cause
+        elif isinstance(cause, OmegaConfBaseException) and found is None:
+            found = ConfigurationError(cause.msg or str(cause), key=_plain_key(cause.full_key))
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     return found
+
+
+def _plain_key(full_key: str | None) -> str | None:
+    """OmegaConf's name of a key, without the subcommand and the levels of ``init_args``."""
+    return ".".join(part for part in (full_key or "").split(".")[1:] if part != "init_args") or None
 
 
 # ── what stands in the configuration ──

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from app.cli_checks import check_parts
 from app.cli_errors import Source, check_keys, configuration_error, explain, parameters, read_sources
 from app.errors import ConfigurationError
 from callbacks import (
@@ -76,6 +77,14 @@ class GRPOLambdaCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Left out on purpose: a checkpoint's saved arguments would silently override the configuration."""
+
+    def instantiate_classes(self) -> None:
+        """Checks the parts together before the trainer, which may start processes, is made."""
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        check_parts(self.subcommand, self.model, self.datamodule, self._get(self.config_init, "rollouts"))
+        self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = dict(self._get(self.config_init, "trainer"))

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,7 +25,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
-def policy_settings(size: str, dtype: str = "float32") -> PolicySettings:
+def policy_settings(size: str, dtype: Literal["float32", "bfloat16", "float16"] = "float32") -> PolicySettings:
     """A new Qwen2 of one of ``SIZES`` with tied embeddings."""
     shape = SIZES[size]
     heads = {"num_key_value_heads": shape["num_attention_heads"], "tie_word_embeddings": True}

@@ -216,4 +216,4 @@ class BenchmarkEvaluation(Callback):
 
 
 def _iterations_done(trainer: Trainer) -> int:
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+    return trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -154,9 +154,7 @@ def frozen_copy(model: "PreTrainedModel") -> "PreTrainedModel":
     return _freeze(copy.deepcopy(model))
 
 
-def end_token_ids(
-    tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None
-) -> tuple[int, ...]:
+def end_token_ids(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None) -> tuple[int, ...]:
     """Ids that end a completion, ascending: the tokenizer's end token and those of the model's generation
     configuration, of which some families have several.
 
@@ -167,9 +165,7 @@ def end_token_ids(
     extra = getattr(generation, "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(extra if isinstance(extra, list) else [extra])} - {None}
     if not ids:
-        raise ConfigurationError(
-            "neither tokenizer nor generation_config names an end token", key="policy.tokenizer"
-        )
+        raise ConfigurationError("neither tokenizer nor generation_config names an end token", key="policy.tokenizer")
     return tuple(sorted(int(token) for token in ids))
 
 

@@ -70,9 +70,7 @@ class TokenBatch:
         )
 
 
-def build(
-    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], pad_id: int
-) -> TokenBatch:
+def build(prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], pad_id: int) -> TokenBatch:
     """One padded batch of B prompts, each at least one token, and their B completions, which may be empty.
 
     Masks come from lengths: a pad id inside a completion is a token like any other.

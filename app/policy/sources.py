@@ -16,10 +16,7 @@ def check_source(source: str, key: str, needed: tuple[str, ...], one_of: tuple[s
     folder = Path(source).expanduser()
     if not folder.exists():
         # "runs/policy" is a hub id by its looks; a folder "runs" here tells what was meant
-        is_hub_id = (
-            re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source)
-            and Path(source).parts[0] not in os.listdir()
-        )
+        is_hub_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source) and Path(source).parts[0] not in os.listdir()
         if not is_hub_id:
             raise ConfigurationError(f"no such folder: {source}{nearest_sibling(folder)}", key=key)
         return

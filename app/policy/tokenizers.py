@@ -108,9 +108,7 @@ def _texts(corpus: Path) -> Iterator[str]:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 refuse(f"{corpus}, line {number} is not JSON: {error.msg}", "tokenizer.corpus")
-            texts = [
-                row[name] for name in TEXT_FIELDS if isinstance(row, dict) and isinstance(row.get(name), str)
-            ]
+            texts = [row[name] for name in TEXT_FIELDS if isinstance(row, dict) and isinstance(row.get(name), str)]
             found = found or bool(texts)
             yield from texts
     if not found:

@@ -102,6 +102,4 @@ class Relation:
     signs: tuple[str, ...]
 
 
-Answer = (
-    Scalar | Words | Numeral | Clock | Ratio | Members | Bracketed | SetOperation | NamedSet | Matrix | Relation
-)
+Answer = Scalar | Words | Numeral | Clock | Ratio | Members | Bracketed | SetOperation | NamedSet | Matrix | Relation

@@ -148,7 +148,9 @@ class _Equality:
 
     def bracket_and_list(self, gold: Answer, answer: Answer) -> bool:
         """A point may be written without its brackets; what is then in order may not be out of order."""
-        if {gold.kind if isinstance(gold, Members) else "", answer.kind if isinstance(answer, Members) else ""} & {"set"}:
+        if {gold.kind if isinstance(gold, Members) else "", answer.kind if isinstance(answer, Members) else ""} & {
+            "set"
+        }:
             return False
         assert isinstance(gold, Members | Bracketed)
         assert isinstance(answer, Members | Bracketed)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from app.rewards.lexer import Token
+from app.rewards.lexer import Token, UnreadableError
 
 MAX_DEPTH = 60
 
@@ -34,10 +34,6 @@ _STOP_WORDS = frozenset("the and for all any are not has iff let but per its one
 _VOWELS = frozenset("aeiouy")
 _APPLIED = frozenset("fghFGH")
 _PRODUCT_SIGNS = frozenset(("times", "cdot"))
-
-
-class UnreadableError(ValueError):
-    """The text is not an answer of the kind that was tried."""
 
 
 @dataclass(frozen=True, slots=True)

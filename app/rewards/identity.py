@@ -123,9 +123,7 @@ def _equal_at(a: Node, b: Node, point: dict[str, Any], log_base: int | None) -> 
         digits = needed
 
 
-def _compare(
-    a: Node, b: Node, point: dict[str, Any], log_base: int | None, digits: int
-) -> tuple[bool | None, int]:
+def _compare(a: Node, b: Node, point: dict[str, Any], log_base: int | None, digits: int) -> tuple[bool | None, int]:
     """Agreement at ``digits`` digits, and how many digits a trustworthy answer needs."""
     from mpmath import mp
 

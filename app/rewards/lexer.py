@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from app.rewards.normalise import CURRENCY, GROUP_MARK, ROW_MARK
 
+MAX_EXPONENT = 5000
 _CURRENCY_SIGNS = "".join(CURRENCY.values())
 _SEPARATED = rf"\d{{1,3}}(?:{GROUP_MARK}\s?\d{{3}})+(?!\d)|\d{{1,3}}(?: \d{{3}})+(?![\d/])|\d{{1,3}}(?:_\d{{3}})+(?!\d)"
 _COMMA_GROUPS = r"\d{1,3}(?:,\d{3})+(?!\d)"
@@ -29,6 +30,10 @@ _BRACKETS = {"langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋",
 _BRACKETS |= {"lparen": "(", "rparen": ")"}
 
 
+class UnreadableError(ValueError):
+    """The text is not an answer of the kind that was tried."""
+
+
 @dataclass(frozen=True, slots=True)
 class Token:
     """One token.
@@ -46,10 +51,10 @@ class Token:
     decimal: bool = False
 
     def number(self) -> Fraction:
-        """The exact value of a number token; ``ValueError`` where its exponent is absurd."""
+        """The exact value of a number token; :class:`UnreadableError` where its exponent is absurd."""
         mantissa, _, exponent = self.value.lower().partition("e")
-        if exponent and abs(int(exponent)) > 5000:
-            raise ValueError(f"exponent {exponent} is out of bounds")
+        if len(exponent) > 6 or abs(int(exponent or 0)) > MAX_EXPONENT:
+            raise UnreadableError(f"exponent {exponent} is out of bounds")
         return Fraction(mantissa + "0" if mantissa.endswith(".") else mantissa) * Fraction(10) ** int(exponent or 0)
 
 

@@ -80,7 +80,10 @@ _SYMBOLS = {
 }
 _SYMBOLS.update({chr(0x3B1 + i): f"\\{name} " for i, name in enumerate(_GREEK)})
 _SYMBOLS.update(
-    {c: f"\\{n} " for c, n in zip("ΓΔΘΛΞΠΣΦΨΩ", "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(), strict=True)}
+    {
+        c: f"\\{n} "
+        for c, n in zip("ΓΔΘΛΞΠΣΦΨΩ", "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(), strict=True)
+    }
 )
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))

@@ -236,8 +236,7 @@ class Evaluator:
 
 
 _LIBRARY = {
-    name: name
-    for name in "sin cos tan cot sec csc sinh cosh tanh coth sech csch floor ceil erf arg re im".split()
+    name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth sech csch floor ceil erf arg re im".split()
 } | {
     "arcsin": "asin",
     "arccos": "acos",

@@ -13,7 +13,9 @@ _LEAD_IN = re.compile(
     r"about\s+|roughly\s+|option\s+|choice\s+)",
     re.IGNORECASE,
 )
-_CLOCK = re.compile(r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*(a\s*\.?\s*m\s*\.?|p\s*\.?\s*m\s*\.?|)", re.IGNORECASE)
+_CLOCK = re.compile(
+    r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*(a\s*\.?\s*m\s*\.?|p\s*\.?\s*m\s*\.?|)", re.IGNORECASE
+)
 _NUMERAL = re.compile(r"(-?)\s*\(?\s*([0-9A-Z][0-9A-Z. ]*?)\s*\)?\s*_\s*\{?\s*\(?\s*([0-9]{1,2}|[a-z]+)\s*\)?\s*\}?")
 _IN_BASE = re.compile(r"(-?)\s*([0-9A-Z.]+)\s*\s*\(?\s*(?:in\s+)?base[ -]*([0-9]{1,2}|[a-z]+)\s*\)?", re.IGNORECASE)
 _LABEL = re.compile(r"(?:\(\s*([A-J])\s*\)|([A-J])\s*[.):])\s*(.+)", re.DOTALL)

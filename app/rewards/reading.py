@@ -14,8 +14,8 @@ from app.rewards.answer_types import (
     Scalar,
     SetOperation,
 )
-from app.rewards.expressions import Node, UnreadableError, parse_expression
-from app.rewards.lexer import Token, tokenize
+from app.rewards.expressions import Node, parse_expression
+from app.rewards.lexer import Token, UnreadableError, tokenize
 from app.rewards.normalise import CURRENCY, normalise
 from app.rewards.plain_text import (
     is_wordy,
@@ -91,10 +91,8 @@ class _Reader:
 
     def plus_minus(self, tokens: list[Token]) -> list[Answer]:
         """One answer, or the two that a ± stands for; all signs of one answer change together."""
-        signs = [index for index, token in enumerate(tokens) if token.kind == "command" and token.value in ("pm", "mp")]
+        signs = _double_signs(tokens)
         if not signs:
-            return [self.item(tokens)]
-        if tokens[0].value == "\\{":  # a ± within a set belongs to its member
             return [self.item(tokens)]
         both = []
         for upper in (True, False):
@@ -236,6 +234,16 @@ def _significant_digits(tokens: list[Token]) -> tuple[int | None, int]:
     fraction = mantissa.partition(".")[2]
     digits = mantissa.replace(".", "").lstrip("0")
     return len(digits), power + int(exponent or 0) - len(fraction)
+
+
+def _double_signs(tokens: list[Token]) -> list[int]:
+    """Where ± and ∓ stand; those within a set belong to its members and are not among them."""
+    places, in_sets = [], 0
+    for index, token in enumerate(tokens):
+        in_sets += (token.value == "\\{") - (token.value == "\\}")
+        if in_sets == 0 and token.kind == "command" and token.value in ("pm", "mp"):
+            places.append(index)
+    return places
 
 
 def _split(tokens: list[Token], separates: Callable[[Token], bool]) -> list[list[Token]]:

@@ -111,8 +111,8 @@ class LocalEngine:
 
     def close(self) -> None:
         """Frees the engine, and the process group where vLLM made it."""
-        self.llm.llm_engine.engine_core.shutdown()
-        self._leave_process_group()
+        with self._process_group():
+            self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         gc.collect()
         if torch.accelerator.is_available():
@@ -121,9 +121,24 @@ class LocalEngine:
     def _leave_process_group(self) -> None:
         from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 
-        destroy_model_parallel()
-        if self._owns_process_group:
+        with self._process_group():
+            destroy_model_parallel()
             destroy_distributed_environment()
+
+    @contextlib.contextmanager
+    def _process_group(self) -> Iterator[None]:
+        """vLLM's shutdown ends the default process group, which must not happen to the trainer's own."""
+        destroy = torch.distributed.destroy_process_group
+
+        def destroy_others(group: Any = None) -> None:
+            if group is not None or self._owns_process_group:
+                destroy(group)
+
+        torch.distributed.destroy_process_group = destroy_others
+        try:
+            yield
+        finally:
+            torch.distributed.destroy_process_group = destroy
 
 
 def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":

@@ -157,7 +157,7 @@ def test_folders_without_a_model_are_refused(copied, tmp_path):
     (copied / "config.json").unlink()
     with pytest.raises(ConfigurationError, match=r"holds no config.json"):
         check_path(PolicySettings(path=str(copied)))
-    with pytest.raises(ConfigurationError, match="policy.tokenizer: .* holds none of tokenizer"):
+    with pytest.raises(ConfigurationError, match=r"policy.tokenizer: .* holds none of tokenizer"):
         check_path(PolicySettings(config={"model_type": "qwen2"}, tokenizer=str(tmp_path)))
     with pytest.raises(ConfigurationError, match="is a file"):
         check_path(PolicySettings(path=__file__))
@@ -233,7 +233,9 @@ def test_dtype_attention_and_checkpointing_are_as_asked(dtype):
 
 def test_what_transformers_refuses_becomes_one_line():
     settings = new_settings()
-    with pytest.raises(ConfigurationError, match=r"^policy.config: cannot load the model of qwen2: .*nonsense") as caught:
+    with pytest.raises(
+        ConfigurationError, match=r"^policy.config: cannot load the model of qwen2: .*nonsense"
+    ) as caught:
         load_policy(replace(settings, config=settings.config | {"hidden_act": "nonsense"}))
     assert "\n" not in str(caught.value)
 
@@ -293,15 +295,17 @@ def test_a_failed_save_leaves_the_old_folder_alone(tmp_path, monkeypatch):
 def test_broken_files_give_one_line_that_names_the_folder(copied, name, content):
     replace_file(copied, name, content)
     settings = PolicySettings(path=str(copied))
+    load = load_tokenizer if name == "tokenizer.json" else load_policy
     with pytest.raises(ConfigurationError) as caught:
-        load_tokenizer(settings)
-        load_policy(settings)
+        load(settings)
     assert str(caught.value).startswith("policy.path: cannot load the ")
     assert str(copied) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("what", "change"), [("lack", {"num_hidden_layers": 3}), ("another size", {"hidden_size": 64})])
+@pytest.mark.parametrize(
+    ("what", "change"), [("lack", {"num_hidden_layers": 3}), ("another size", {"hidden_size": 64})]
+)
 def test_incomplete_weights_are_refused_not_filled_up_with_noise(copied, what, change):
     config = json.loads((copied / "config.json").read_text())
     replace_file(copied, "config.json", json.dumps(config | change).encode())
@@ -356,9 +360,7 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(folder, copied)
 
 
 def test_a_subword_tokenizer_is_learned_the_same_each_time(corpus):
-    settings = PolicySettings(
-        config={"model_type": "qwen2"}, tokenizer=NewTokenizerSettings(str(corpus), "bpe", 300)
-    )
+    settings = PolicySettings(config={"model_type": "qwen2"}, tokenizer=NewTokenizerSettings(str(corpus), "bpe", 300))
     one, same = load_tokenizer(settings), load_tokenizer(settings)
     assert one.get_vocab() == same.get_vocab()
     assert 260 < len(one) <= 300

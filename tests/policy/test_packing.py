@@ -9,9 +9,7 @@ from app.policy.packing import build, completion_mask, pad_left, split_by_rows, 
 
 PAD = 0
 ROWS = st.lists(
-    st.tuples(
-        st.lists(st.integers(0, 9), min_size=1, max_size=6), st.lists(st.integers(0, 9), min_size=0, max_size=7)
-    ),
+    st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.lists(st.integers(0, 9), min_size=0, max_size=7)),
     min_size=1,
     max_size=6,
 )

@@ -1,0 +1,48 @@
+"""What can only be checked of the parts together, before any model is loaded."""
+
+from typing import TYPE_CHECKING
+
+from app.errors import ConfigurationError
+from app.policy.models import check_path
+from modules.grpo_lambda import GRPOLambdaModule
+
+if TYPE_CHECKING:
+    from callbacks import RolloutCallback
+    from datamodules.base import ProblemDataModule
+    from modules.policy_module import PolicyModule
+
+
+def check_parts(
+    subcommand: str, module: "PolicyModule", data: "ProblemDataModule", rollouts: "RolloutCallback | None"
+) -> None:
+    """Refuses parts that do not fit together.
+
+    Raises:
+        ConfigurationError: naming the key to change.
+    """
+    check_path(module.policy_settings)
+    if subcommand == "validate" and not data.benchmark_names:
+        raise ConfigurationError("validate needs at least one benchmark", key="data.benchmarks")
+    if subcommand == "fit" and isinstance(module, GRPOLambdaModule):
+        _check_rl(module, data, rollouts)
+    elif subcommand == "fit" and rollouts is not None:
+        raise ConfigurationError(f"{type(module).__name__} learns from examples: leave rollouts out", key="rollouts")
+
+
+def _check_rl(module: GRPOLambdaModule, data: "ProblemDataModule", rollouts: "RolloutCallback | None") -> None:
+    if rollouts is None:
+        raise ConfigurationError("GRPOLambdaModule learns from rollouts: give at least `rollouts: {}`", key="rollouts")
+    prompts = getattr(data, "prompts_per_iteration", None)
+    if prompts is None:
+        raise ConfigurationError("GRPOLambdaModule needs prompts: use MathPromptDataModule", key="data.class_path")
+    if prompts % module.mini_batches:
+        raise ConfigurationError(
+            f"{module.mini_batches} does not divide the {prompts} prompts of an iteration "
+            "(data.prompts_per_iteration): groups stay whole",
+            key="model.mini_batches",
+        )
+    longest, allowed = rollouts.sampling.max_new_tokens, module.objective.max_tokens
+    if module.objective.reduction == "constant" and allowed is not None and longest > allowed:
+        raise ConfigurationError(
+            f"is {allowed}, less than rollouts.sampling.max_new_tokens, {longest}", key="model.objective.max_tokens"
+        )

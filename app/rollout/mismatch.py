@@ -1,0 +1,99 @@
+"""How far the engine that sampled and the trainer that learns disagree, and importance weights against it.
+
+Shapes: B rows, T completion tokens. With π the trainer's policy, μ the engine's and d = log π − log μ of a sampled
+token, π/μ = exp(d) is its importance ratio and Σ_t d the log-ratio of its sequence.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from app.errors import ConfigurationError
+
+Mode = Literal["truncated", "masked"]
+Level = Literal["token", "sequence"]
+
+
+@dataclass(frozen=True)
+class CorrectionSettings:
+    """Importance weights π/μ on the loss.
+
+    Attributes:
+        mode: "truncated" caps a ratio at ``upper``; "masked" drops what lies outside [``lower``, ``upper``].
+        level: one ratio a "token", or one a "sequence" for all its tokens.
+        upper: the largest ratio.
+        lower: the smallest ratio; of "masked" alone.
+    """
+
+    mode: Mode = "truncated"
+    level: Level = "token"
+    upper: float = 2.0
+    lower: float = 0.0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "mode": (self.mode in ("truncated", "masked"), "must be truncated or masked"),
+            "level": (self.level in ("token", "sequence"), "must be token or sequence"),
+            "upper": (self.upper >= 1, "must be at least 1: equal policies have ratio 1"),
+            "lower": (0 <= self.lower <= 1, "must lie in [0, 1]"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise ConfigurationError(f"{rule}, got {getattr(self, name)!r}", key=f"mismatch.correction.{name}")
+        if self.mode == "truncated" and self.lower > 0:
+            raise ConfigurationError("needs mode: masked", key="mismatch.correction.lower")
+
+
+def log_ratios(sampler_log_probs: Tensor, trainer_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """d: [B, T] float32 without gradient, 0 where masked out."""
+    difference = trainer_log_probs.detach().float() - sampler_log_probs.detach().float()
+    return torch.where(mask.bool(), difference, 0.0)
+
+
+def mismatch_metrics(sampler_log_probs: Tensor, trainer_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Scalars; each is 0 (the ratios and sample sizes: 1) where engine and trainer agree.
+
+    ``mean`` and ``max`` of |d| over tokens, in nats; ``kl``: k3 estimate of KL(μ‖π) a token, mean of exp(d) − d − 1;
+    ``token_ratio`` and ``sequence_ratio``: mean importance ratio; ``token_sample_size`` and ``sequence_sample_size``:
+    effective sample size (Σw)² / Σw² of the ratios w, as a share of their number.
+    """
+    mask = mask.bool()
+    ratios = log_ratios(sampler_log_probs, trainer_log_probs, mask)
+    tokens = ratios[mask]
+    sequences = ratios.sum(1)[mask.any(1)]
+    if not len(tokens):
+        raise ValueError("a mismatch needs at least one token")
+    return {
+        "mean": tokens.abs().mean(),
+        "max": tokens.abs().max(),
+        "kl": (tokens.expm1() - tokens).mean(),
+        "token_ratio": tokens.exp().mean(),
+        "sequence_ratio": sequences.exp().mean(),
+        "token_sample_size": _sample_size(tokens),
+        "sequence_sample_size": _sample_size(sequences),
+    }
+
+
+def _sample_size(log_weights: Tensor) -> Tensor:
+    """(Σw)² / (n Σw²) of w = exp(log_weights), without overflow."""
+    twice_sum = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
+    return (twice_sum - torch.tensor(len(log_weights)).log()).exp()
+
+
+def importance_weights(
+    sampler_log_probs: Tensor, trainer_log_probs: Tensor, mask: Tensor, settings: CorrectionSettings
+) -> Tensor:
+    """[B, T] weights without gradient for the loss of each token; 0 where masked out.
+
+    With ``log_ratio`` summed over a row at the level of sequences, which all of its tokens share.
+    """
+    ratios = log_ratios(sampler_log_probs, trainer_log_probs, mask)
+    if settings.level == "sequence":
+        ratios = ratios.sum(1, keepdim=True).expand_as(ratios)
+    capped = ratios.exp().clamp(max=settings.upper)
+    if settings.mode == "masked":
+        ratios_kept = (ratios.exp() >= settings.lower) & (ratios.exp() <= settings.upper)
+        capped = torch.where(ratios_kept, capped, 0.0)
+    return torch.where(mask.bool(), capped, 0.0)

@@ -1,0 +1,218 @@
+"""The first rollout's check: do engine and trainer mean the same distribution, and if not, which setting is to blame?
+
+Each possible cause is a hypothesis with log-probs of its own: what the engine would have reported, had that setting
+been other than the trainer thinks. The one that explains most of the difference is named.
+
+Shapes: B rows, T completion tokens, V vocabulary.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from app.policy.logprobs import token_log_probs
+from app.rollout.engine import SamplingSettings
+from app.rollout.mismatch import log_ratios
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from app.policy.packing import TokenBatch
+
+ROWS = 8
+"""Rows of the rollout that hypotheses are evaluated on."""
+EXPLAINED = 0.25
+"""A hypothesis is named if it leaves less than this share of the difference."""
+TEMPERATURES = tuple(0.25 * 2 ** (step / 8) for step in range(33))
+TOP_PS = (0.95, 0.9, 0.8, 0.7, 0.5)
+TOP_KS = (2, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A possible cause.
+
+    Attributes:
+        cause: its name.
+        advice: what to look at.
+        log_probs: [B, T] that the engine would report if it were true.
+        noise: True where the cause only says how large the difference would be, not what it is token by token.
+    """
+
+    cause: str
+    advice: str
+    log_probs: Tensor
+    noise: bool = False
+
+
+class MismatchError(RuntimeError):
+    """Engine and trainer disagree by more than the limit. ``cause`` is the likely one, "unknown" if none fits."""
+
+    def __init__(self, difference: float, limit: float, cause: str, advice: str) -> None:
+        super().__init__(
+            f"on the first rollout engine and trainer differ by {difference:.2g} nats a token (limit {limit:g}). "
+            f"Likely cause: {cause}. {advice}"
+        )
+        self.cause = cause
+
+
+def preflight(
+    sampler_log_probs: Tensor,
+    trainer_log_probs: Tensor,
+    mask: Tensor,
+    hypotheses: Callable[[], Iterator[Hypothesis]],
+    limit: float = 0.02,
+) -> float:
+    """The mean |difference| a token over the rows given, where it is within ``limit``.
+
+    Args:
+        sampler_log_probs: [B, T] as the engine reported them.
+        trainer_log_probs: [B, T] as the trainer evaluates them.
+        mask: [B, T] of real tokens.
+        hypotheses: called only where the limit is exceeded; their log-probs are [B, T] too.
+        limit: nats a token; engines in float32 differ by 1e-6, one in bfloat16 from a trainer in float32 by 0.03.
+
+    Raises:
+        MismatchError: the limit is exceeded.
+    """
+    difference = _distance(sampler_log_probs, trainer_log_probs, mask)
+    if difference <= limit:
+        return difference
+    cause, advice = _likeliest(sampler_log_probs, trainer_log_probs, mask, list(hypotheses()), difference)
+    raise MismatchError(difference, limit, cause, advice)
+
+
+def _distance(first: Tensor, second: Tensor, mask: Tensor) -> float:
+    """Mean |difference| a token; a token that one side holds impossible counts 20 nats."""
+    return float(log_ratios(first, second, mask).abs().clamp(max=20).sum() / mask.sum())
+
+
+def _likeliest(
+    sampler: Tensor, trainer: Tensor, mask: Tensor, hypotheses: list[Hypothesis], difference: float
+) -> tuple[str, str]:
+    exact = [hypothesis for hypothesis in hypotheses if not hypothesis.noise]
+    left = [_distance(sampler, hypothesis.log_probs, mask) for hypothesis in exact]
+    if exact and min(left) < EXPLAINED * difference:
+        best = exact[left.index(min(left))]
+        return best.cause, best.advice
+    for hypothesis in hypotheses:
+        if hypothesis.noise and difference < _distance(trainer, hypothesis.log_probs, mask) / EXPLAINED:
+            return hypothesis.cause, hypothesis.advice
+    return "unknown", "No setting that was tried explains it: compare the engine's model with the policy's."
+
+
+def policy_hypotheses(
+    policy: "PreTrainedModel",
+    tokens: "TokenBatch",
+    sampling: SamplingSettings,
+    old_policy: "PreTrainedModel | None" = None,
+    other_prompts: "TokenBatch | None" = None,
+) -> Iterator[Hypothesis]:
+    """What can go wrong between an engine and this policy, evaluated on ``tokens`` ([B, T] completions, few rows).
+
+    Args:
+        policy: the trainer's.
+        tokens: prompts and completions as the trainer sees them.
+        sampling: as the trainer thinks that the engine draws.
+        old_policy: weights that the engine may still hold: those of the checkpoint before, or the reference's.
+        other_prompts: the same completions after the prompts that another chat template makes.
+    """
+    with torch.no_grad():
+        logits = completion_logits(policy, tokens)
+        yield from temperature_hypotheses(logits, tokens.completion_ids, sampling)
+        yield from truncation_hypotheses(logits, tokens.completion_ids, sampling)
+        yield _head_hypothesis(logits, bool(policy.config.tie_word_embeddings))
+        yield _precision_hypothesis(policy, tokens, sampling.temperature)
+        if old_policy is not None:
+            yield Hypothesis(
+                "stale weights",
+                "The engine's log-probs are those of older weights: is sync called before every rollout, and with "
+                "the policy that trains?",
+                token_log_probs(old_policy, tokens, sampling.temperature).log_probs,
+            )
+        if other_prompts is not None:
+            yield Hypothesis(
+                "chat template",
+                "The engine's log-probs belong to prompts made by another template: build prompts once, as token ids.",
+                token_log_probs(policy, other_prompts, sampling.temperature).log_probs,
+            )
+
+
+def completion_logits(policy: "PreTrainedModel", tokens: "TokenBatch") -> Tensor:
+    """[B, T, V] float32 logits from which the completion tokens are drawn."""
+    length = tokens.completion_ids.shape[1]
+    output = policy(
+        input_ids=tokens.input_ids[:, :-1],
+        attention_mask=tokens.attention_mask[:, :-1],
+        position_ids=tokens.position_ids[:, :-1],
+        use_cache=False,
+    )
+    return output.logits[:, -length:].float()
+
+
+def _chosen(logits: Tensor, ids: Tensor) -> Tensor:
+    """[B, T] log-softmax of the logits at ``ids``."""
+    return logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+
+
+def temperature_hypotheses(logits: Tensor, ids: Tensor, sampling: SamplingSettings) -> Iterator[Hypothesis]:
+    """The engine samples at another temperature: 1, or any on a fine grid."""
+    for temperature in (1.0, *TEMPERATURES):
+        if abs(math.log(temperature / sampling.temperature)) > 0.04:
+            yield Hypothesis(
+                "temperature",
+                f"The engine's log-probs fit temperature {temperature:.2g}, the trainer uses {sampling.temperature:g}.",
+                _chosen(logits / temperature, ids),
+            )
+
+
+def truncation_hypotheses(logits: Tensor, ids: Tensor, sampling: SamplingSettings) -> Iterator[Hypothesis]:
+    """The engine's log-probs are of a truncated distribution, the trainer's of the whole one."""
+    scaled = logits / sampling.temperature
+    ranked, order = scaled.sort(dim=-1, descending=True)
+    probabilities = ranked.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    chosen = _chosen(scaled, ids)
+    inside = ids[..., None] == order
+    top_ps = sorted({*TOP_PS, *([sampling.top_p] if sampling.top_p < 1 else [])})
+    top_ks = sorted({*TOP_KS, *([sampling.top_k] if sampling.top_k else [])})
+    kept = [(f"top-p {p:g}", before < p) for p in top_ps]
+    kept += [(f"top-k {k}", torch.arange(ranked.shape[-1], device=ids.device).expand_as(before) < k) for k in top_ks]
+    if sampling.min_p > 0:
+        kept.append((f"min-p {sampling.min_p:g}", probabilities >= sampling.min_p * probabilities[..., :1]))
+    for name, kept_ranks in kept:
+        mass = (probabilities * kept_ranks).sum(-1)
+        possible = (inside & kept_ranks).any(-1)
+        yield Hypothesis(
+            "top-p/top-k",
+            f"The engine's log-probs fit {name}, the trainer's are of the whole distribution: switch truncation off, "
+            "or correct for it by importance weights.",
+            torch.where(possible, chosen - mass.log(), -torch.inf),
+        )
+
+
+def _head_hypothesis(logits: Tensor, tied: bool) -> Hypothesis:
+    """A head without weights makes every token as likely as any other."""
+    advice = "The engine draws all tokens alike: its output head does not hold the policy's weights"
+    cause, more = ("tied head", ", which are tied to the embeddings.") if tied else ("stale weights", ".")
+    uniform = torch.full(logits.shape[:2], -math.log(logits.shape[-1]), device=logits.device)
+    return Hypothesis(cause, advice + more, uniform)
+
+
+def _precision_hypothesis(policy: "PreTrainedModel", tokens: "TokenBatch", temperature: float) -> Hypothesis:
+    """The same policy at another precision: bfloat16 for a float32 one, float32 for others."""
+    dtype = next(policy.parameters()).dtype
+    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
+    converted = copy.deepcopy(policy).to(other)
+    return Hypothesis(
+        "dtype",
+        f"The difference is that of rounding: the policy computes in {dtype}. Set engine.dtype to the policy's, or "
+        "correct by importance weights.",
+        token_log_probs(converted, tokens, temperature).log_probs.float(),
+        noise=True,
+    )

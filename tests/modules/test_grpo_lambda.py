@@ -1,0 +1,166 @@
+"""One ``training_step`` is one iteration: what it learns, and what must not change it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+
+from app.algorithm.advantages import group_advantages
+from app.algorithm.objective import policy_objective
+from app.errors import ConfigurationError
+from app.policy.logprobs import token_log_probs
+from app.policy.optimizers import OptimizerSettings
+from callbacks import IterationCheckpoint
+from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, reward, weights_of
+
+
+class Recorder(Callback):
+    """Keeps each iteration's metrics and, before the update, its experience and weights."""
+
+    def __init__(self) -> None:
+        self.metrics: list[dict[str, float]] = []
+        self.experiences: list[Any] = []
+        self.weights: list[dict[str, torch.Tensor]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.experiences.append(pl_module.experience)
+        self.weights.append(weights_of(pl_module))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def run(folder: Path, objective: dict[str, Any] | None = None, data: Any = None, **changes: Any) -> Recorder:
+    recorder, module = Recorder(), make_module(objective, **changes)
+    fit(folder, module, data or make_data(), [make_rollouts(), recorder])
+    recorder.weights.append(weights_of(module))
+    return recorder
+
+
+def test_lambda_0_recent_and_plain_grpo_are_bit_equal_runs(tmp_path: Path) -> None:
+    settings = {"updates_per_rollout": 2, "mini_batches": 2}
+    plain = run(tmp_path, {"application": "none"}, **settings)
+    traced = run(tmp_path, {"application": "trace", "style": "recent", "lam": 0.0}, **settings)
+    other = run(tmp_path, {"application": "trace", "style": "recent", "lam": 0.9}, **settings)
+    assert equal_weights(plain.weights[-1], traced.weights[-1])
+    assert not equal_weights(plain.weights[-1], other.weights[-1])
+    assert not equal_weights(plain.weights[0], plain.weights[-1])
+
+
+def test_the_update_is_that_of_the_objective_over_the_whole_batch(tmp_path: Path) -> None:
+    """Against one forward pass over everything, the functions of the algorithm, and torch's AdamW."""
+    objective = {"application": "weight", "style": "both", "lam": 0.9, "beta": 0.1}
+    optimizer = OptimizerSettings(lr=1e-2, max_grad_norm=0.5)
+    got = run(tmp_path, objective, make_data(iterations=1), optimizer=optimizer, micro_batch_size=3)
+    module, experience = make_module(objective), got.experiences[0]
+    module.configure_model()
+    module.policy.train()
+    adam = torch.optim.AdamW(module.policy.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    log_probs = token_log_probs(module.policy, experience.tokens).log_probs
+    advantages = group_advantages(experience.rewards).flatten()
+    loss, _ = policy_objective(
+        log_probs, log_probs.detach(), experience.ref_log_probs, advantages, experience.loss_mask, module.objective
+    )
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(module.policy.parameters(), 0.5)
+    adam.step()
+    assert got.metrics[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+    for name, tensor in weights_of(module).items():
+        torch.testing.assert_close(got.weights[-1][name], tensor, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sequence", "token", "constant"])
+def test_micro_batches_change_nothing_but_memory(tmp_path: Path, reduction: str) -> None:
+    objective = {"reduction": reduction, "max_tokens": 10, "lam": 0.9, "beta": 0.05}
+    sgd_like = OptimizerSettings(lr=1e-3, max_grad_norm=None)
+    whole = run(tmp_path, objective, make_data(iterations=1), micro_batch_size=64, optimizer=sgd_like)
+    parts = run(tmp_path, objective, make_data(iterations=1), micro_batch_size=3, optimizer=sgd_like)
+    assert parts.metrics[0]["grad_norm"] == pytest.approx(whole.metrics[0]["grad_norm"], rel=1e-5)
+    assert parts.metrics[0]["kl"] == pytest.approx(whole.metrics[0]["kl"], abs=1e-7)
+
+
+def test_rows_without_advantage_are_left_out_exactly(tmp_path: Path) -> None:
+    """β so small that it adds nothing keeps every row in; the gradient is that of the run without them."""
+    without = run(tmp_path, {"beta": 0.0}, make_data(iterations=1))
+    everything = run(tmp_path, {"beta": 1e-30}, make_data(iterations=1))
+    assert without.metrics[0]["grad_norm"] == pytest.approx(everything.metrics[0]["grad_norm"], rel=1e-5)
+
+
+def test_a_rollout_of_tied_groups_is_counted_and_changes_no_weight(tmp_path: Path) -> None:
+    recorder, module = Recorder(), make_module(updates_per_rollout=2)
+    fit(tmp_path, module, make_data(), [make_rollouts(rewards=[reward("always_one")]), recorder])
+    assert equal_weights(recorder.weights[0], weights_of(module))
+    assert recorder.metrics[-1]["updates/skipped"] == 1
+    assert recorder.metrics[-1]["frac_reward_zero_std"] == 1
+    assert recorder.metrics[-1]["reward"] == 1
+
+
+def test_updates_are_passes_times_mini_batches(tmp_path: Path) -> None:
+    steps: list[int] = []
+
+    class Counter(Callback):
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None: ...
+
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            steps.append(trainer.global_step)
+
+    fit(tmp_path, make_module(updates_per_rollout=3, mini_batches=2), make_data(), [make_rollouts(), Counter()])
+    assert steps == [6, 12, 18]
+
+
+def test_the_first_update_sees_no_ratio_and_later_ones_do(tmp_path: Path) -> None:
+    one = run(tmp_path, make_data(iterations=1) and None, make_data(iterations=1))
+    two = run(tmp_path, None, make_data(iterations=1), updates_per_rollout=2)
+    assert one.metrics[0]["ratio_max"] == pytest.approx(1.0, abs=1e-5)
+    assert two.metrics[0]["ratio_max"] > 1.001
+
+
+def test_the_reference_is_loaded_only_for_beta_and_stays_what_it_was(tmp_path: Path) -> None:
+    module = make_module({"beta": 0.1})
+    fit(tmp_path, module, make_data(), [make_rollouts()])
+    start = make_module()
+    start.configure_model()
+    assert module.reference is not None
+    assert start.reference is None
+    reference = {name: tensor for name, tensor in module.reference.state_dict().items()}
+    assert equal_weights(reference, weights_of(start))
+    assert not any("reference" in name for name, _ in module.named_parameters())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_six_iterations_equal_three_and_three(tmp_path: Path, every: int) -> None:
+    """Bit for bit, through a checkpoint in the middle, in the middle of a rollout period too."""
+
+    def callbacks(folder: str) -> list[Any]:
+        checkpoint = IterationCheckpoint(every_n_iterations=3, keep=2, folder=str(tmp_path / folder))
+        return [make_rollouts(every_n_iterations=every), Recorder(), checkpoint]
+
+    settings = {"updates_per_rollout": 2, "optimizer": OptimizerSettings(lr=1e-3, schedule="cosine")}
+    whole, resumed = make_module(**settings), make_module(**settings)
+    parts = callbacks("whole")
+    fit(tmp_path, whole, make_data(iterations=6), parts)
+    again = callbacks("resumed")
+    trainer = fit_resumed(tmp_path, resumed, again, tmp_path / "whole" / "iteration-000003.ckpt")
+    assert [e.iteration for e in again[1].experiences] == [3, 4, 5]
+    assert equal_weights(weights_of(whole), weights_of(resumed))
+    mine, theirs = again[1].metrics[-1], parts[1].metrics[-1]
+    assert {k: v for k, v in mine.items() if "time" not in k and "second" not in k} == {
+        k: v for k, v in theirs.items() if "time" not in k and "second" not in k
+    }
+    assert trainer.global_step == 12
+
+
+def fit_resumed(folder: Path, module: Any, callbacks: list[Any], checkpoint: Path) -> Any:
+    from tests.running import make_trainer
+
+    trainer = make_trainer(folder, callbacks)
+    trainer.fit(module, datamodule=make_data(iterations=6), ckpt_path=str(checkpoint), weights_only=True)
+    return trainer
+
+
+@pytest.mark.parametrize("key", ["updates_per_rollout", "mini_batches", "micro_batch_size"])
+def test_counts_below_one_are_refused(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"model.{key}"):
+        make_module(**{key: 0})

@@ -1,0 +1,225 @@
+"""Metrics and importance weights against plain loops; every cause of the preflight provoked once."""
+
+import copy
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from app.errors import ConfigurationError
+from app.policy.logprobs import token_log_probs
+from app.policy.packing import TokenBatch, build
+from app.rollout.engine import SamplingSettings
+from app.rollout.mismatch import CorrectionSettings, importance_weights, mismatch_metrics
+from app.rollout.preflight import Hypothesis, MismatchError, completion_logits, policy_hypotheses, preflight
+from tests.models import tiny_model
+
+MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()
+
+
+def _log_probs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sampler = -torch.rand(3, 4, generator=generator)
+    trainer = sampler + torch.randn(3, 4, generator=generator)
+    sampler[~MASK], trainer[~MASK] = torch.nan, 7.0
+    return sampler, trainer
+
+
+def _rows() -> list[list[float]]:
+    sampler, trainer = _log_probs()
+    return [[float(trainer[b, t]) - float(sampler[b, t]) for t in range(4) if MASK[b, t]] for b in range(3)]
+
+
+def test_metrics_against_plain_loops() -> None:
+    rows = _rows()
+    tokens = [d for row in rows for d in row]
+    ratios, sequences = [math.exp(d) for d in tokens], [math.exp(sum(row)) for row in rows]
+    expected = {
+        "mean": sum(map(abs, tokens)) / 9,
+        "max": max(map(abs, tokens)),
+        "kl": sum(math.exp(d) - d - 1 for d in tokens) / 9,
+        "token_ratio": sum(ratios) / 9,
+        "sequence_ratio": sum(sequences) / 3,
+        "token_sample_size": sum(ratios) ** 2 / sum(r * r for r in ratios) / 9,
+        "sequence_sample_size": sum(sequences) ** 2 / sum(r * r for r in sequences) / 3,
+    }
+    metrics = mismatch_metrics(*_log_probs(), MASK)
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_metrics_of_equal_log_probs() -> None:
+    sampler, _ = _log_probs()
+    metrics = mismatch_metrics(sampler, sampler, MASK)
+    zero = {"mean", "max", "kl"}
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
+        {name: 0.0 if name in zero else 1.0 for name in metrics}
+    )
+
+
+def test_metrics_need_a_token() -> None:
+    with pytest.raises(ValueError, match="at least one token"):
+        mismatch_metrics(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize(("mode", "lower"), [("truncated", 0.0), ("masked", 0.0), ("masked", 0.7)])
+def test_importance_weights_against_plain_loops(mode: str, level: str, lower: float) -> None:
+    settings = CorrectionSettings(mode=mode, level=level, upper=1.5, lower=lower)
+    weights = importance_weights(*_log_probs(), MASK, settings)
+    seen = set()
+    for b, row in enumerate(_rows()):
+        for t in range(4):
+            if not MASK[b, t]:
+                assert weights[b, t] == 0
+                continue
+            ratio = math.exp(sum(row) if level == "sequence" else row[t])
+            kept = mode == "truncated" or lower <= ratio <= 1.5
+            seen.add(kept if mode == "masked" else ratio > 1.5)
+            assert float(weights[b, t]) == pytest.approx(min(ratio, 1.5) if kept else 0.0, rel=1e-5)
+    assert seen == {True, False} or level == "sequence"
+
+
+def test_importance_weights_carry_no_gradient_and_survive_huge_ratios() -> None:
+    sampler, trainer = torch.full((1, 3), -400.0), torch.zeros(1, 3, requires_grad=True)
+    mask = torch.ones(1, 3)
+    for mode, expected in (("truncated", 2.0), ("masked", 0.0)):
+        weights = importance_weights(sampler, trainer, mask, CorrectionSettings(mode=mode, level="sequence"))
+        assert not weights.requires_grad
+        assert weights.tolist() == [[expected] * 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mode": "cut"}, "mode: must be truncated or masked"),
+        ({"level": "row"}, "level: must be token or sequence"),
+        ({"upper": 0.5}, "upper: must be at least 1"),
+        ({"mode": "masked", "lower": 1.5}, "lower: must lie in"),
+        ({"lower": 0.5}, "lower: needs mode: masked"),
+    ],
+)
+def test_wrong_corrections_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        CorrectionSettings(**settings)
+
+
+@pytest.fixture(scope="module")
+def policy() -> PreTrainedModel:
+    return tiny_model(spread=8.0)
+
+
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
+
+
+def _sampled(policy: PreTrainedModel, sampling: SamplingSettings, prompts: list[list[int]] = PROMPTS) -> TokenBatch:
+    """Completions of 12 tokens a prompt, drawn by plain forwards."""
+    torch.manual_seed(3)
+    rows = []
+    with torch.no_grad():
+        for prompt in prompts:
+            ids = torch.tensor([prompt])
+            for _ in range(12):
+                filtered = _filtered(policy(ids).logits[0, -1].float(), sampling)
+                ids = torch.cat([ids, torch.multinomial(filtered.softmax(-1), 1)[None]], dim=1)
+            rows.append(ids[0, len(prompt) :].tolist())
+    return build(PROMPTS, rows, 2)
+
+
+def _filtered(logits: torch.Tensor, sampling: SamplingSettings) -> torch.Tensor:
+    logits = logits / sampling.temperature
+    ranked, order = logits.sort(dim=-1, descending=True)
+    probabilities = ranked.softmax(-1)
+    ranked = ranked.masked_fill(probabilities.cumsum(-1) - probabilities >= sampling.top_p, -torch.inf)
+    if sampling.top_k:
+        ranked[..., sampling.top_k :] = -torch.inf
+    return torch.empty_like(logits).scatter_(-1, order, ranked)
+
+
+def _reported(policy: PreTrainedModel, tokens: TokenBatch, sampling: SamplingSettings) -> torch.Tensor:
+    """[B, T] as an engine with these settings reports them."""
+    with torch.no_grad():
+        filtered = _filtered(completion_logits(policy, tokens), sampling)
+    return filtered.log_softmax(-1).gather(-1, tokens.completion_ids[..., None])[..., 0]
+
+
+def _cause(
+    policy: PreTrainedModel,
+    tokens: TokenBatch,
+    reported: torch.Tensor,
+    trainers: SamplingSettings = SamplingSettings(),  # noqa: B008
+    limit: float = 0.02,
+    **others: object,
+) -> str:
+    with torch.no_grad():
+        own = token_log_probs(policy, tokens, trainers.temperature).log_probs
+    with pytest.raises(MismatchError) as raised:
+        preflight(
+            reported,
+            own,
+            tokens.completion_mask,
+            lambda: policy_hypotheses(policy, tokens, trainers, **others),
+            limit,
+        )
+    return raised.value.cause
+
+
+def test_preflight_passes_equal_distributions_without_trying_hypotheses(policy: PreTrainedModel) -> None:
+    def unasked() -> Iterator[Hypothesis]:
+        raise AssertionError("nothing is to be explained")
+
+    tokens = _sampled(policy, SamplingSettings(temperature=0.7))
+    reported = _reported(policy, tokens, SamplingSettings(temperature=0.7))
+    own = token_log_probs(policy, tokens, 0.7).log_probs
+    assert preflight(reported, own, tokens.completion_mask, unasked) < 1e-5
+
+
+@pytest.mark.parametrize(("engines", "trainers"), [(1.0, 0.6), (0.6, 1.0), (0.9, 0.7)])
+def test_temperature(policy: PreTrainedModel, engines: float, trainers: float) -> None:
+    sampling = SamplingSettings(temperature=engines)
+    tokens = _sampled(policy, sampling)
+    reported = _reported(policy, tokens, sampling)
+    assert _cause(policy, tokens, reported, SamplingSettings(temperature=trainers)) == "temperature"
+
+
+@pytest.mark.parametrize("sampling", [SamplingSettings(top_p=0.8), SamplingSettings(top_k=5)], ids=["top-p", "top-k"])
+@pytest.mark.parametrize("told", [True, False])
+def test_truncation(policy: PreTrainedModel, sampling: SamplingSettings, told: bool) -> None:
+    tokens = _sampled(policy, sampling)
+    reported = _reported(policy, tokens, sampling)
+    assert _cause(policy, tokens, reported, sampling if told else SamplingSettings()) == "top-p/top-k"
+
+
+def test_dtype(policy: PreTrainedModel) -> None:
+    """Weights rounded to bfloat16, computed in float32: noise of that size, but not the probe's very own."""
+    engine = copy.deepcopy(policy).to(torch.bfloat16).float()
+    tokens = _sampled(engine, SamplingSettings())
+    assert _cause(policy, tokens, _reported(engine, tokens, SamplingSettings()), limit=1e-3) == "dtype"
+
+
+def test_tied_head(policy: PreTrainedModel) -> None:
+    engine = copy.deepcopy(policy)
+    engine.lm_head.weight = torch.nn.Parameter(torch.empty_like(policy.lm_head.weight).uniform_(-1e-3, 1e-3))
+    tokens = _sampled(engine, SamplingSettings())
+    assert _cause(policy, tokens, _reported(engine, tokens, SamplingSettings())) == "tied head"
+
+
+def test_stale_weights(policy: PreTrainedModel) -> None:
+    old = tiny_model(seed=5, spread=8.0)
+    tokens = _sampled(old, SamplingSettings())
+    assert _cause(policy, tokens, _reported(old, tokens, SamplingSettings()), old_policy=old) == "stale weights"
+
+
+def test_chat_template(policy: PreTrainedModel) -> None:
+    templated = [[20, *prompt, 21, 22] for prompt in PROMPTS]
+    tokens = _sampled(policy, SamplingSettings(), templated)
+    others = build(templated, tokens.completion_ids.tolist(), 2)
+    reported = _reported(policy, others, SamplingSettings())
+    assert _cause(policy, tokens, reported, other_prompts=others) == "chat template"
+
+
+def test_what_nothing_explains_is_called_unknown(policy: PreTrainedModel) -> None:
+    tokens = _sampled(policy, SamplingSettings())
+    reported = _reported(policy, tokens, SamplingSettings()) - 3 * torch.rand(4, 12).round()
+    assert _cause(policy, tokens, reported) == "unknown"
