@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ def engine_of(name: str) -> RolloutEngine:
     from app.rollout.transformers_engine import TransformersEngine
     from app.rollout.vllm_engine import VLLMEngine
 
-    return TransformersEngine() if name == "transformers" else VLLMEngine(placement=name, kv_cache_gib=1.0)
+    if name == "transformers":
+        return TransformersEngine()
+    return VLLMEngine(placement="separate" if name == "separate" else "colocated", kv_cache_gib=1.0)
 
 
 def requests(size: str, seed: int) -> list[GenerationRequest]:
@@ -92,7 +95,7 @@ def measure(size: str, name: str, repeats: int) -> dict[str, float]:
         start = timed(lambda: engine.start(module))
         syncs = [timed(lambda: engine.sync(module)) for _ in range(repeats)]
         first = timed(lambda: engine.generate(requests(size, 0)))
-        rest = [timed(lambda seed=seed: engine.generate(requests(size, seed))) for seed in range(1, repeats + 1)]
+        rest = [timed(partial(engine.generate, requests(size, seed))) for seed in range(1, repeats + 1)]
     finally:
         engine.close()
     return {

@@ -109,14 +109,13 @@ def load_tokenizer(settings: PolicySettings) -> "PreTrainedTokenizerBase":
     check_path(settings)
     if isinstance(settings.tokenizer, NewTokenizerSettings):
         return new_tokenizer(settings.tokenizer)
-    from transformers import AutoTokenizer
-
     source = settings.path if settings.tokenizer is None else settings.tokenizer
     key = "policy.path" if settings.tokenizer is None else "policy.tokenizer"
     assert source is not None  # settings without a path have a tokenizer
     revision = settings.revision if settings.tokenizer is None else None
     with quiet(), loading("tokenizer", source, key):
-        tokenizer = AutoTokenizer.from_pretrained(
+        loader = _tokenizer_class(expanded(source), revision)
+        tokenizer = loader.from_pretrained(
             expanded(source), revision=revision, trust_remote_code=False, padding_side="left"
         )
     if tokenizer.eos_token_id is None:
@@ -124,6 +123,16 @@ def load_tokenizer(settings: PolicySettings) -> "PreTrainedTokenizerBase":
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _tokenizer_class(source: str, revision: str | None) -> Any:
+    """``tokenizer.json`` is read as it stands. AutoTokenizer builds another pipeline for some families (for every
+    Qwen2 model its own, also for distillations with a foreign vocabulary), and then text becomes other tokens."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import cached_file
+
+    found = cached_file(source, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    return AutoTokenizer if found is None else PreTrainedTokenizerFast
 
 
 def load_policy(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":

@@ -1,8 +1,22 @@
 """What an answer can be once it is read."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 
-from app.rewards.expressions import Node
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """An expression: an operation, its operands, and for leaves a value (``num`` and ``dec``: a Fraction, ``sym``:
+    its name; ``fn`` and ``apply`` hold the function's name). ``dec`` is a number written with a point or exponent."""
+
+    op: str
+    args: tuple["Node", ...] = ()
+    value: Fraction | str | None = None
+
+
+def number(value: int | Fraction) -> Node:
+    """A leaf for an exact number."""
+    return Node("num", value=Fraction(value))
 
 
 @dataclass(frozen=True, slots=True)

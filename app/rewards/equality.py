@@ -12,15 +12,15 @@ from app.rewards.answer_types import (
     Matrix,
     Members,
     NamedSet,
+    Node,
     Numeral,
     Ratio,
     Relation,
     Scalar,
-    SetOperation,
     Words,
+    number,
 )
-from app.rewards.expressions import Node, number
-from app.rewards.identity import contains, free_symbols, identical, real_value
+from app.rewards.identity import contains, identical, real_value
 from app.rewards.numeric import exact_value
 from app.rewards.relations import equal_relations
 from app.rewards.sets import equal_regions, is_region
@@ -143,8 +143,10 @@ class _Equality:
     def brackets(self, gold: Bracketed, answer: Bracketed) -> bool:
         if not self.in_order(gold.items, answer.items):
             return False
-        ends = zip((gold.left, gold.right), (answer.left, answer.right), gold.items[:: max(len(gold.items) - 1, 1)])
-        return len(gold.items) != 2 or all(_same_end(*end) for end in ends)
+        if len(gold.items) != 2:
+            return True
+        low, high = gold.items
+        return _same_end(gold.left, answer.left, low) and _same_end(gold.right, answer.right, high)
 
     def bracket_and_list(self, gold: Answer, answer: Answer) -> bool:
         """A point may be written without its brackets; what is then in order may not be out of order."""
@@ -258,7 +260,9 @@ def _equal_decimals(gold: Scalar, answer: Scalar) -> bool:
     coarser = max(rounded, key=lambda each: each.places, default=None)
     if coarser is None or coarser.digits is None or coarser.digits < ROUNDING_DIGITS:
         return False
-    return difference < Fraction(10) ** coarser.places
+    unit = Fraction(10) ** coarser.places
+    shorter, longer = (a, b) if coarser is gold else (b, a)
+    return difference <= unit / 2 or (abs(shorter) < abs(longer) and difference < unit)  # rounded, or cut off
 
 
 def _same_end(left: str, right: str, item: Answer) -> bool:
@@ -294,6 +298,3 @@ def _is_number(text: str) -> bool:
     except (ValueError, ZeroDivisionError):
         return False
     return True
-
-
-__all__ = ["GoldOptions", "SetOperation", "equal_answers", "free_symbols", "gold_options"]

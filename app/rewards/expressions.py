@@ -5,50 +5,19 @@ not fully understood raises :class:`UnreadableError`: no part of an answer is ev
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from app.rewards.lexer import Token, UnreadableError
+from app.rewards.answer_types import Node, number
+from app.rewards.lexer import Token, UnreadableError, expand_words
+from app.rewards.vocabulary import FUNCTIONS, GREEK, names
 
 MAX_DEPTH = 60
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch arsinh arcosh "
-    "artanh asin acos atan asinh acosh atanh exp ln log lg sgn sign erf Re Im arg max min gcd lcm det abs".split()
-)
-_SPELLED = {"tg": "tan", "ctg": "cot", "arctg": "arctan", "cosec": "csc", "asin": "arcsin", "acos": "arccos"}
-_SPELLED |= {"atan": "arctan", "asinh": "arsinh", "acosh": "arcosh", "atanh": "artanh", "arcsinh": "arsinh"}
-_SPELLED |= {"arctanh": "artanh", "arccosh": "arcosh", "sign": "sgn"}
-GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega varsigma ell hbar Re Im aleph mho nabla partial odot oplus "
-    "otimes prime triangle angle perp parallel bot top square dagger flat sharp natural ldots cdots dots".split()
-)
-_LATEX_ONLY = frozenset("ell nabla partial odot oplus prime square angle triangle perp dagger top bot".split())
-WORDS = (GREEK - _LATEX_ONLY - {"nu", "mu", "xi"}) | {"pi", "infty", "sqrt"}
-_INFINITIES = frozenset(("inf", "infinity", "Infinity", "oo", "Inf"))
-_DECORATIONS = frozenset("overline bar tilde dot ddot hat widehat widetilde check acute grave breve".split())
+_DECORATIONS = names("overline bar tilde dot ddot hat widehat widetilde check acute grave breve")
 _CLOSERS = {"(": ")", "[": "]", "{": "}", "⌊": "⌋", "⌈": "⌉", "\\{": "\\}"}
 _WRAPPERS = {"⌊": "floor", "⌈": "ceil"}
-_STOP_WORDS = frozenset("the and for all any are not has iff let but per its one two set sum gives where".split())
-_VOWELS = frozenset("aeiouy")
 _APPLIED = frozenset("fghFGH")
 _PRODUCT_SIGNS = frozenset(("times", "cdot"))
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """An expression: an operation, its operands, and for leaves a value (``num`` and ``dec``: a Fraction, ``sym``:
-    its name; ``fn`` and ``apply`` hold the function's name). ``dec`` is a number written with a point or exponent."""
-
-    op: str
-    args: tuple["Node", ...] = ()
-    value: Fraction | str | None = None
-
-
-def number(value: int | Fraction) -> Node:
-    """A leaf for an exact number."""
-    return Node("num", value=Fraction(value))
 
 
 def parse_expression(tokens: list[Token]) -> Node:
@@ -58,36 +27,6 @@ def parse_expression(tokens: list[Token]) -> Node:
     if parser.position != len(parser.tokens):
         raise UnreadableError(f"unexpected {parser.tokens[parser.position].value!r}")
     return tree
-
-
-def expand_words(tokens: list[Token]) -> list[Token]:
-    """Runs of letters as functions, spelled-out symbols, or else single letters."""
-    return [part for token in tokens for part in (_expand(token) if token.kind in ("word", "text") else [token])]
-
-
-def _expand(token: Token) -> list[Token]:
-    name = _SPELLED.get(token.value, token.value)
-    if name in FUNCTIONS or name in WORDS:
-        return [replace(token, kind="command", value=name)]
-    if name in _INFINITIES:
-        return [replace(token, kind="command", value="infty")]
-    if token.kind == "text":
-        return [replace(token, kind="word")] if len(name) == 1 else [token]
-    for function in ("sqrt", "sin", "cos", "tan", "ln", "log"):
-        if name.startswith(function) and len(name) == len(function) + 1:
-            return [replace(token, kind="command", value=function), Token("word", name[-1])]
-    if _is_english(name):
-        raise UnreadableError(f"the word {name!r} in a formula")
-    if name.endswith("pi") and len(name) == 3:
-        return [replace(token, value=name[0]), Token("command", "pi")]
-    return [replace(token, value=letter, spaced=token.spaced and i == 0) for i, letter in enumerate(name)]
-
-
-def _is_english(name: str) -> bool:
-    """Whether a run of letters is a word rather than a product of variables, whose letters stand in order."""
-    if name in _STOP_WORDS:
-        return True
-    return len(name) > 3 and name.islower() and list(name) != sorted(name) and not _VOWELS.isdisjoint(name)
 
 
 class _Parser:

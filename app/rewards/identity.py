@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
-from app.rewards.expressions import Node
+from app.rewards.answer_types import Node
 from app.rewards.numeric import Evaluator, UndecidableError, exact_value
 
 DIGITS = 60
-MAX_DIGITS = 4000
+MAX_DIGITS = 13_000
 _GUARD = 15
 _POINTS = 10
 _CONSTANTS = frozenset(("π", "e", "i", "∞"))
@@ -110,21 +110,23 @@ def _points(names: Sequence[str], discrete: bool) -> Iterator[dict[str, Any]]:
 
 def _equal_at(a: Node, b: Node, point: dict[str, Any], log_base: int | None) -> bool | None:
     """Whether the values agree at a point; None where they cannot be told there."""
-    digits = DIGITS
-    while True:
+    digits, needed = 0, DIGITS
+    equal: bool | None = None
+    while digits < needed <= MAX_DIGITS:
+        digits = needed
         try:
             equal, needed = _compare(a, b, point, log_base, digits)
         except UndecidableError:
             return None
-        if needed <= digits:
-            return equal
-        if needed > MAX_DIGITS:
-            return None
-        digits = needed
+    return equal if needed <= digits else None
 
 
 def _compare(a: Node, b: Node, point: dict[str, Any], log_base: int | None, digits: int) -> tuple[bool | None, int]:
-    """Agreement at ``digits`` digits, and how many digits a trustworthy answer needs."""
+    """Agreement at ``digits`` digits, and how many digits a trustworthy answer needs.
+
+    The error of a value is judged by the largest intermediate value. A difference above it is final; agreement is
+    final with digits enough to see a term of the size of 1, or of the values where they are smaller.
+    """
     from mpmath import mp
 
     with mp.workdps(digits):
@@ -135,11 +137,10 @@ def _compare(a: Node, b: Node, point: dict[str, Any], log_base: int | None, digi
             return None, digits
         if abs(x - y) > noise:
             return False, digits
-        size = max(abs(x), abs(y))
-        if size > noise * mp.mpf(10) ** 20 or digits > 4 * DIGITS:
-            needed = digits if evaluate.scale < mp.mpf(10) ** 10 else DIGITS + 2 * int(mp.log10(evaluate.scale))
-            return True, max(needed, digits) if digits == DIGITS else digits
-        return True, 5 * DIGITS
+        above, size = int(mp.log10(evaluate.scale)), max(abs(x), abs(y))
+        if size <= noise:  # perhaps zero, perhaps only small
+            return True, max(5 * DIGITS, DIGITS + 2 * above)
+        return True, DIGITS + above + max(0, -int(mp.log10(size)))
 
 
 def constant_ratio(a: Node, b: Node) -> bool:

@@ -1,10 +1,11 @@
 """Normalised text → tokens."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from app.rewards.normalise import CURRENCY, GROUP_MARK, ROW_MARK
+from app.rewards.vocabulary import FUNCTIONS, INFINITIES, SPELLED, STOP_WORDS, VOWELS, WORDS, names
 
 MAX_EXPONENT = 5000
 _CURRENCY_SIGNS = "".join(CURRENCY.values())
@@ -25,7 +26,7 @@ _PATTERNS = {
     False: re.compile(rf"(?P<number>(?:{_SEPARATED}|\d+){_DECIMALS}|\.\d+{_EXPONENT}){_REST}", re.DOTALL),
 }
 _RELATIONS = {"<=": "le", ">=": "ge", "!=": "ne", "==": "=", "<>": "ne", "=<": "le", "<": "lt", ">": "gt", "=": "="}
-_RELATION_COMMANDS = frozenset("le ge ne approx in lt gt sim equiv notin subset".split())
+_RELATION_COMMANDS = names("le ge ne approx in lt gt sim equiv notin subset")
 _BRACKETS = {"langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉"}
 _BRACKETS |= {"lparen": "(", "rparen": ")"}
 
@@ -70,7 +71,7 @@ def tokenize(text: str, commas_group_digits: bool = True) -> list[Token]:
     pattern = _PATTERNS[commas_group_digits]
     while position < len(text):
         match = pattern.match(text, position)
-        assert match is not None and match.lastgroup is not None  # the last alternative takes any character
+        assert match is not None  # the last alternative takes any character
         position = match.end()
         if match.lastgroup == "space":
             spaced = True
@@ -122,3 +123,33 @@ def _command(name: str, spaced: bool) -> Token:
     if name in ("and", "or"):
         return Token("text", name, spaced)
     return Token("command", name, spaced)
+
+
+def expand_words(tokens: list[Token]) -> list[Token]:
+    """Runs of letters as functions, spelled-out symbols, or else single letters."""
+    return [part for token in tokens for part in (_expand(token) if token.kind in ("word", "text") else [token])]
+
+
+def _expand(token: Token) -> list[Token]:
+    name = SPELLED.get(token.value, token.value)
+    if name in FUNCTIONS or name in WORDS:
+        return [replace(token, kind="command", value=name)]
+    if name in INFINITIES:
+        return [replace(token, kind="command", value="infty")]
+    if token.kind == "text":
+        return [replace(token, kind="word")] if len(name) == 1 else [token]
+    for function in ("sqrt", "sin", "cos", "tan", "ln", "log"):
+        if name.startswith(function) and len(name) == len(function) + 1:
+            return [replace(token, kind="command", value=function), Token("word", name[-1])]
+    if _is_english(name):
+        raise UnreadableError(f"the word {name!r} in a formula")
+    if name.endswith("pi") and len(name) == 3:
+        return [replace(token, value=name[0]), Token("command", "pi")]
+    return [replace(token, value=letter, spaced=token.spaced and i == 0) for i, letter in enumerate(name)]
+
+
+def _is_english(name: str) -> bool:
+    """Whether a run of letters is a word rather than a product of variables, whose letters stand in order."""
+    if name in STOP_WORDS:
+        return True
+    return len(name) > 3 and name.islower() and list(name) != sorted(name) and not VOWELS.isdisjoint(name)

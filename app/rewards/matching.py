@@ -52,7 +52,7 @@ def same_spelling(gold: str, answer: str) -> bool:
 @lru_cache(maxsize=4096)
 def _gold_readings(gold: str, multiple: bool) -> list[Answer]:
     readings = read_answers(gold, lenient=False)
-    lists = [reading for reading in readings if isinstance(reading, Members)]
+    lists: list[Answer] = [reading for reading in readings if isinstance(reading, Members)]
     return lists if multiple and lists else readings
 
 
@@ -66,12 +66,10 @@ def _equal_beyond(gold: str, answer: str, readings: list[Answer]) -> bool:
     """math-verify's verdict where at least one of the two is beyond the reader."""
     if readings and read_answers(answer, lenient=False):
         return False
-    first = parse_symbolic(spelling(gold)) if readings == [] else _plain_symbolic(gold)
-    second = parse_symbolic(spelling(answer)) if first is not None else None
-    if first is not None and second is None and not readings:
-        second = _plain_symbolic(answer)
+    if readings:
+        second = parse_symbolic(spelling(answer))
+        first = None if second is None else parse_symbolic(spelling(gold), any_command=True)
+    else:
+        first = parse_symbolic(spelling(gold))
+        second = parse_symbolic(spelling(answer), any_command=True)
     return first is not None and second is not None and equal_symbolic(first, second)
-
-
-def _plain_symbolic(text: str) -> Any | None:
-    return parse_symbolic(spelling(text), any_command=True)

@@ -7,6 +7,8 @@ other than ``\\text{…}``, and one command where LaTeX has several.
 import re
 import unicodedata
 
+from app.rewards.vocabulary import DISCARDED_ARGUMENT, DROPPED, FONTS, SYMBOLS, SYNONYMS, TEXT
+
 #: Stands for a thousands separator that cannot be a comma of a list (``{,}`` and ``,\!``).
 GROUP_MARK = "\ue000"
 #: Stands for the end of a matrix row.
@@ -14,129 +16,15 @@ ROW_MARK = "\ue010"
 #: Stands for a currency sign, whose meaning differs from that of a math delimiter.
 CURRENCY = {"$": "\ue001", "€": "\ue002", "£": "\ue003", "¥": "\ue004", "₹": "\ue005"}
 
-_GREEK = (
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau "
-    "upsilon phi chi psi omega"
-).split()
-_SYMBOLS = {
-    **dict.fromkeys("−‐‑‒–—―﹣－➖", "-"),
-    **dict.fromkeys("×✕✖⨯", r"\times "),
-    **dict.fromkeys("·⋅∙•‧", r"\cdot "),
-    "÷": r"\div ",
-    "∕": "/",
-    "⁄": "/",
-    "±": r"\pm ",
-    "∓": r"\mp ",
-    "∞": r"\infty ",
-    "√": r"\sqrt ",
-    "∛": r"\sqrt[3] ",
-    "∜": r"\sqrt[4] ",
-    **dict.fromkeys("≤⩽≦", r"\le "),
-    **dict.fromkeys("≥⩾≧", r"\ge "),
-    "≠": r"\ne ",
-    **dict.fromkeys("≈≃≅", r"\approx "),
-    "∈": r"\in ",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∖": r"\setminus ",
-    **dict.fromkeys("∅⌀", r"\emptyset "),
-    "ℝ": r"\mathbb{R}",
-    "ℤ": r"\mathbb{Z}",
-    "ℕ": r"\mathbb{N}",
-    "ℚ": r"\mathbb{Q}",
-    "ℂ": r"\mathbb{C}",
-    **dict.fromkeys("°º˚", r"\degree "),
-    **dict.fromkeys("′’‘ʹ´", "'"),
-    "″": "''",
-    **dict.fromkeys("“”„", '"'),
-    "⟨": r"\langle ",
-    "⟩": r"\rangle ",
-    "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ",
-    "⌈": r"\lceil ",
-    "⌉": r"\rceil ",
-    "∣": "|",
-    "‖": r"\|",
-    "∠": r"\angle ",
-    "△": r"\triangle ",
-    "ℏ": r"\hbar ",
-    "µ": r"\mu ",
-    "∂": r"\partial ",
-    "∇": r"\nabla ",
-    "∑": r"\sum ",
-    "∏": r"\prod ",
-    "∫": r"\int ",
-    "→": r"\to ",
-    "∶": ":",
-    "，": ",",
-    "、": ",",
-    "；": ";",
-    "。": ".",
-    "…": r"\ldots ",
-    "ϕ": r"\phi ",
-    "ε": r"\epsilon ",
-    "ı": r"\imath ",
-    "⊤": r"\top ",
-}
-_SYMBOLS.update({chr(0x3B1 + i): f"\\{name} " for i, name in enumerate(_GREEK)})
-_SYMBOLS.update(
-    {
-        c: f"\\{n} "
-        for c, n in zip("ΓΔΘΛΞΠΣΦΨΩ", "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split(), strict=True)
-    }
-)
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋ₙ", "0123456789+-n", strict=True))
-_TRANSLATION = str.maketrans({k: v for k, v in _SYMBOLS.items()})
-_SCRIPT_RUNS = [
-    (re.compile(f"[{''.join(_SUPERSCRIPTS)}]+"), "^", str.maketrans(_SUPERSCRIPTS)),
-    (re.compile(f"[{''.join(_SUBSCRIPTS)}]+"), "_", str.maketrans(_SUBSCRIPTS)),
-]
+_RAISED_SIGNS, _LOWERED_SIGNS = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "₀₁₂₃₄₅₆₇₈₉₊₋ₙ"
+_SUPERSCRIPTS = str.maketrans(_RAISED_SIGNS, "0123456789+-ni")
+_SUBSCRIPTS = str.maketrans(_LOWERED_SIGNS, "0123456789+-n")
+_TRANSLATION = str.maketrans(SYMBOLS)
+_RAISED = re.compile(f"[{_RAISED_SIGNS}]+")
+_LOWERED = re.compile(f"[{_LOWERED_SIGNS}]+")
+_RAISED_FRACTION = re.compile(f"([{_RAISED_SIGNS}]+)⁄([{_LOWERED_SIGNS}]+)")
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
 
-_SYNONYMS = {
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "sfrac", "nicefrac", "displayfrac"), "frac"),
-    **dict.fromkeys(("dbinom", "tbinom"), "binom"),
-    **dict.fromkeys(("leq", "leqslant", "leqq"), "le"),
-    **dict.fromkeys(("geq", "geqslant", "geqq"), "ge"),
-    **dict.fromkeys(("neq",), "ne"),
-    **dict.fromkeys(("approxeq", "simeq", "cong"), "approx"),
-    **dict.fromkeys(("varnothing", "O"), "emptyset"),
-    **dict.fromkeys(("ast", "star"), "times"),
-    **dict.fromkeys(("backslash",), "setminus"),
-    **dict.fromkeys(("mid", "vert", "lvert", "rvert"), "|"),
-    **dict.fromkeys(("Vert", "lVert", "rVert"), "|"),
-    **dict.fromkeys(("lbrace",), "{"),
-    **dict.fromkeys(("rbrace",), "}"),
-    **dict.fromkeys(("lbrack",), "["),
-    **dict.fromkeys(("rbrack",), "]"),
-    **dict.fromkeys(("varepsilon",), "epsilon"),
-    **dict.fromkeys(("varphi",), "phi"),
-    **dict.fromkeys(("vartheta",), "theta"),
-    **dict.fromkeys(("varrho",), "rho"),
-    **dict.fromkeys(("deg", "textdegree", "degrees"), "degree"),
-    **dict.fromkeys(("arccosh",), "arcosh"),
-    **dict.fromkeys(("imath", "i"), "iunit"),
-    **dict.fromkeys(("infin",), "infty"),
-    **dict.fromkeys(("land", "wedge"), "and"),
-    **dict.fromkeys(("lor", "vee"), "or"),
-    **dict.fromkeys(("colon",), ":"),
-    **dict.fromkeys(("R",), "reals"),
-}
-_DROPPED = frozenset(
-    "left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr mleft mright displaystyle "
-    "textstyle scriptstyle limits nolimits bf rm it tt sf sl cal em boldmath normalfont centering hline noindent "
-    "quad qquad enspace thinspace medspace thickspace negthinspace hfill allowbreak nobreak ensuremath null strut "
-    "vphantom unboldmath large Large small".split()
-)
-_TEXT = frozenset(
-    "text mbox textbf textit textrm textnormal textsf texttt textsc textup emph operatorname hbox mathop".split()
-)
-_FONTS = frozenset(
-    "mathbf boldsymbol bm mathit mathsf mathtt mathcal mathscr mathfrak underline boxed fbox pmb vec hat "
-    "textcolor color bold mathbin mathrel mathord cancel smash overrightarrow".split()
-)
-_DISCARDED_ARGUMENT = frozenset("phantom hphantom hspace vspace label tag color textcolor kern mspace".split())
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?\s*")
 _SPACE_COMMAND = re.compile(r"\\[,;:> \n\t]|~")
 _ALIGNED = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|align\*|equation|equation\*|split|gathered|center)\}")
@@ -144,7 +32,7 @@ _ROMAN = re.compile(r"\\mathrm\s*\{([^{}]*)\}")
 _DEGREE = re.compile(
     r"(?:\{\s*\})?\^\s*\{\s*\\(?:circ|degree)(?![A-Za-z])\s*\}|(?:\{\s*\})?\^\s*\\(?:circ|degree)(?![A-Za-z])"
 )
-_TEXT_NUMBER = re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,]*)\s*\}")
+_TEXT_NUMBER = re.compile(rf"\\text\s*\{{\s*([-+]?\d[\d.,]*|[{''.join(CURRENCY.values())}])\s*\}}")
 _LIBRARY_PREFIX = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
 _ENVIRONMENT_ROW = re.compile(r"matrix|array|cases")
 
@@ -158,9 +46,9 @@ def normalise(text: str) -> str:
 
 def _plain_characters(text: str) -> str:
     """Unicode signs as LaTeX, compatibility forms as plain characters, invisible characters removed."""
-    text = _VULGAR.sub(_vulgar_fraction, text)
-    for run, mark, table in _SCRIPT_RUNS:
-        text = run.sub(lambda match, mark=mark, table=table: f"{mark}{{{match[0].translate(table)}}}", text)
+    text = _RAISED_FRACTION.sub(_raised_fraction, _VULGAR.sub(_vulgar_fraction, text))
+    text = _RAISED.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
+    text = _LOWERED.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
     text = unicodedata.normalize("NFKC", text.translate(_TRANSLATION)).translate(_TRANSLATION)
     return "".join(map(_visible, text)).strip()
 
@@ -168,6 +56,10 @@ def _plain_characters(text: str) -> str:
 def _vulgar_fraction(match: re.Match[str]) -> str:
     top, _, bottom = unicodedata.normalize("NFKC", match[0]).partition("⁄")
     return f"\\frac{{{top}}}{{{bottom}}}"
+
+
+def _raised_fraction(match: re.Match[str]) -> str:
+    return f"\\frac{{{match[1].translate(_SUPERSCRIPTS)}}}{{{match[2].translate(_SUBSCRIPTS)}}}"
 
 
 def _visible(character: str) -> str:
@@ -228,16 +120,16 @@ def _roman(match: re.Match[str]) -> str:
 def _replace_command(text: str, command: re.Match[str]) -> tuple[str, int]:
     """The replacement of one command, and where to go on."""
     name, end = command[1], command.end()
-    if name in _DISCARDED_ARGUMENT:
+    if name in DISCARDED_ARGUMENT:
         return " ", _skip_argument(text, end)
-    if name in _TEXT:
+    if name in TEXT:
         return "\\text", end
-    if name in _FONTS:
+    if name in FONTS:
         return "", end
-    if name in _DROPPED:
+    if name in DROPPED:
         follower = text[end : end + 1]
         return " ", end + (1 if name in ("left", "right", "middle") and follower == "." else 0)
-    name = _SYNONYMS.get(name, name)
+    name = SYNONYMS.get(name, name)
     if not name[0].isalpha():
         return ("\\" + name if name in "{}" else name), end
     return f"\\{name} ", end

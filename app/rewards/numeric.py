@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from app.rewards.expressions import Node
+from app.rewards.answer_types import Node
+from app.rewards.vocabulary import names
 
 MAX_BITS = 100_000
 #: Bits that the magnitude of an intermediate value may have before it counts as undecidable.
@@ -236,7 +237,7 @@ class Evaluator:
 
 
 _LIBRARY = {
-    name: name for name in "sin cos tan cot sec csc sinh cosh tanh coth sech csch floor ceil erf arg re im".split()
+    name: name for name in names("sin cos tan cot sec csc sinh cosh tanh coth sech csch floor ceil erf arg re im")
 } | {
     "arcsin": "asin",
     "arccos": "acos",

@@ -2,9 +2,9 @@
 
 import re
 
-from app.rewards.answer_types import Answer, Clock, Members, NamedSet, Numeral, Scalar, Words
-from app.rewards.expressions import FUNCTIONS, WORDS, Node, number
-from app.rewards.units import is_alphabetical
+from app.rewards.answer_types import Answer, Clock, Members, NamedSet, Node, Numeral, Scalar, Words, number
+from app.rewards.units import is_product
+from app.rewards.vocabulary import FUNCTIONS, INFINITIES, WORDS, listed
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _LEAD_IN = re.compile(
@@ -24,8 +24,8 @@ _BASES |= {"ten": 10, "eleven": 11, "twelve": 12, "sixteen": 16, "hex": 16}
 _CARDINALS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen twenty"
-).split()
-_NUMBERS = {word: value for value, word in enumerate(_CARDINALS)}
+)
+_NUMBERS = {word: value for value, word in enumerate(listed(_CARDINALS))}
 _SYNONYMS = dict.fromkeys(("dne", "doesnotexist"), "does not exist")
 _EMPTY = frozenset(("no solution", "no solutions", "empty set", "the empty set", "empty", "no real solutions", "none"))
 _EMPTY |= {"no real solution"}
@@ -75,8 +75,10 @@ def is_wordy(text: str) -> bool:
     if not re.fullmatch(r"[^\W\d_][^\W_'’().,;:!?\s-]*(?:[\s,.;:'’()!?-]+[^\W_]+)*[)!?'’]*|\([^\W\d_]{2,}\)", plain):
         return False
     words = re.findall(r"[^\W\d_]+", plain)
+    if len(words) == 1 and words[0] in FUNCTIONS | WORDS | INFINITIES:
+        return False
     if len(words) == 1 and "\\text" not in text:
-        return len(words[0]) > 2 and not is_alphabetical(words[0]) and words[0] not in FUNCTIONS | WORDS
+        return len(words[0]) > 2 and not is_product(words[0])
     return any(len(word) > 2 for word in words) or ("\\text" in text and any(len(word) > 1 for word in words))
 
 
@@ -108,7 +110,7 @@ def label_stripped(text: str) -> str | None:
 def _words(plain: str) -> list[Answer]:
     words = re.sub(r"[^\w\s,]+", " ", plain.casefold())
     words = re.sub(r"\s+", " ", words).strip(" ,")
-    words = re.sub(r"^(?:the|a|an) (?=\w)", "", words)
+    words = re.sub(r"^(?:the|an?) (?!and |or )", "", words)
     if words in _NUMBERS:
         return [Scalar(number(_NUMBERS[words])), Words(words)]
     if words in _EMPTY:
@@ -118,9 +120,14 @@ def _words(plain: str) -> list[Answer]:
     parts = [part.strip() for part in re.split(r",|\band\b", words)]
     parts = [part for part in parts if part]
     if len(parts) > 1 and not any(part.isdigit() for part in parts):
-        return [Members("list", tuple(Words(part) for part in parts))]
+        return [Members("list", tuple(map(_word, parts)))]
     words = words.replace(",", "")
     return [Words(_SYNONYMS.get(words.replace(" ", ""), words))]
+
+
+def _word(text: str) -> Answer:
+    """A word; a single letter is a symbol, as it is outside ``\\text``."""
+    return Scalar(Node("sym", value=text.upper())) if len(text) == 1 and text.isalpha() else Words(text)
 
 
 def read_numeral(text: str) -> Numeral | None:

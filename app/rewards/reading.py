@@ -9,12 +9,13 @@ from app.rewards.answer_types import (
     Matrix,
     Members,
     NamedSet,
+    Node,
     Ratio,
     Relation,
     Scalar,
     SetOperation,
 )
-from app.rewards.expressions import Node, parse_expression
+from app.rewards.expressions import parse_expression
 from app.rewards.lexer import Token, UnreadableError, tokenize
 from app.rewards.normalise import CURRENCY, normalise
 from app.rewards.plain_text import (
@@ -27,14 +28,16 @@ from app.rewards.plain_text import (
     word_readings,
 )
 from app.rewards.units import canonical_unit, split_unit
+from app.rewards.vocabulary import FUNCTIONS, names
 
 MAX_ITEMS = 100
 _BRACKETS = {"(": ")", "[": "]", "\\{": "\\}", "⟨": "⟩"}
 _OPENING = (*_BRACKETS, "{", "⌊", "⌈")
 _CLOSING = (*_BRACKETS.values(), "}", "⌋", "⌉")
+_TEMPERATURES = ("C", "F", "K")
 _SET_SIGNS = ("cup", "cap", "setminus")
 _CURRENCY_UNITS = dict(zip(CURRENCY.values(), ("dollar", "euro", "£", "¥", "₹"), strict=True))
-_MATRICES = frozenset("matrix pmatrix bmatrix Bmatrix smallmatrix psmallmatrix bsmallmatrix array".split())
+_MATRICES = names("matrix pmatrix bmatrix Bmatrix smallmatrix psmallmatrix bsmallmatrix array")
 
 
 def read_answers(text: str, lenient: bool) -> list[Answer]:
@@ -124,15 +127,18 @@ class _Reader:
     def term(self, tokens: list[Token]) -> Answer:
         if not tokens:
             raise UnreadableError("a part is missing")
-        spelled = " ".join(token.value for token in tokens) if len(tokens) < 12 else ""
-        special = _named_set(tokens) or read_numeral(spelled) or read_clock(spelled) or self.matrix(tokens)
-        if special is not None:
-            return special
+        special = _named_set(tokens) or read_numeral(_spelled(tokens))
+        clock = None if self.bare_letters and tokens[-1].kind == "number" else read_clock(_spelled(tokens))
+        if special or clock:
+            return special or clock  # type: ignore[return-value]
         closer = _BRACKETS.get(tokens[0].value) if tokens[0].kind == "char" else None
         if closer and _closing_index(tokens) == len(tokens) - 1:
             inner = self.bracketed(tokens)
             if inner is not None:
                 return inner
+        matrix = self.matrix(tokens)
+        if matrix is not None:
+            return matrix
         return self.ratio(tokens) or self.scalar(tokens)
 
     def bracketed(self, tokens: list[Token]) -> Answer | None:
@@ -201,22 +207,28 @@ class _Reader:
         if currency and (tokens.index(currency[0]) > 1 and tokens[-1] is not currency[0]):
             raise UnreadableError("a currency sign in the middle")
         found = split_unit(value, self.bare_letters)
+        phrase = ""
         if found is not None:
             value, phrase = found
             unit = canonical_unit(phrase) or unit
         if value and value[-1].value in ("%", "\\%"):
             return value[:-1], None, True
-        if value and value[-1].value == "degree" and value[-1].kind == "command":
-            return value[:-1], "degree" if unit is None else unit.replace("A", "°"), False
-        value, temperature = _temperature(value)
-        return value, None if unit == "percent" else temperature or unit, unit == "percent"
+        if unit == "percent":
+            return value, None, True
+        scale = phrase.strip()
+        if not scale and len(value) > 2 and value[-2].value == "degree" and value[-1].value in _TEMPERATURES:
+            scale = value[-1].value
+            value = value[:-1]
+        if _ends_in_degrees(value):
+            return value[:-1], f"°{scale}" if scale in _TEMPERATURES else "degree", False
+        return value, unit, False
 
 
-def _temperature(tokens: list[Token]) -> tuple[list[Token], str | None]:
-    """Without a final ``° C`` or ``° F``, and that unit."""
-    if len(tokens) > 2 and tokens[-2].value == "degree" and tokens[-1].value in ("C", "F", "K"):
-        return tokens[:-2], f"°{tokens[-1].value}"
-    return tokens, None
+def _ends_in_degrees(tokens: list[Token]) -> bool:
+    """Whether a degree sign ends the value itself, and not the argument of a function without brackets."""
+    if len(tokens) < 2 or tokens[-1].kind != "command" or tokens[-1].value != "degree":
+        return False
+    return not any(token.kind in ("command", "word") and token.value in FUNCTIONS for token in tokens)
 
 
 def _significant_digits(tokens: list[Token]) -> tuple[int | None, int]:
@@ -234,6 +246,11 @@ def _significant_digits(tokens: list[Token]) -> tuple[int | None, int]:
     fraction = mantissa.partition(".")[2]
     digits = mantissa.replace(".", "").lstrip("0")
     return len(digits), power + int(exponent or 0) - len(fraction)
+
+
+def _spelled(tokens: list[Token]) -> str:
+    """The tokens as text, where they are few enough for a numeral or a time."""
+    return " ".join(token.value for token in tokens) if len(tokens) < 12 else ""
 
 
 def _double_signs(tokens: list[Token]) -> list[int]:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from app.rewards.answer_types import Answer, Bracketed, Relation, Scalar
-from app.rewards.expressions import Node
+from app.rewards.answer_types import Answer, Node, Relation, Scalar
 from app.rewards.identity import constant_ratio, free_symbols, identical
 from app.rewards.sets import allowed_region, equal_regions, is_region
 
@@ -127,10 +126,4 @@ _MIRRORED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}
 def _equal_chains(a: Relation, b: Relation, equal: Equal) -> bool:
     """The same chain side by side, or read from the other end."""
     mirrored = Relation(b.sides[::-1], tuple(_MIRRORED.get(sign, sign) for sign in b.signs[::-1]))
-    for other in (b, mirrored):
-        if a.signs == other.signs and all(map(equal, a.sides, other.sides)):
-            return True
-    return False
-
-
-__all__ = ["Bracketed", "equal_relations", "is_false", "same_equation"]
+    return any(a.signs == other.signs and all(map(equal, a.sides, other.sides)) for other in (b, mirrored))

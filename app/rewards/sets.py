@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.rewards.answer_types import Answer, Bracketed, Members, NamedSet, Relation, Scalar, SetOperation
-from app.rewards.expressions import Node
+from app.rewards.answer_types import Answer, Bracketed, Members, NamedSet, Node, Relation, Scalar, SetOperation
 from app.rewards.identity import real_value
 
 _INFINITY = float("inf")

@@ -3,6 +3,7 @@
 import re
 
 from app.rewards.lexer import Token
+from app.rewards.vocabulary import names
 
 _ALIASES = {
     "m": "meter metre",
@@ -62,14 +63,14 @@ _ALIASES = {
 }
 _CANONICAL = {alias: unit for unit, names in _ALIASES.items() for alias in [unit, *names.split()]}
 #: Units short or common enough to be recognised without ``\\text`` after a number; none reads as a product.
-_BARE = frozenset(
+_BARE = names(
     "cm km kg mm lb lbs ft mph hr hrs min mins sec oz yd mi in inch inches feet foot mile meter metre second minute "
     "hour day week month year gram kilogram pound liter litre dollar cent degree percent euro yard gallon ounce "
-    "kilometer centimeter kilometre centimetre millimeter unit km/h rad radian usd".split()
+    "kilometer centimeter kilometre centimetre millimeter unit km/h rad radian usd"
 )
-_BARE_LETTERS = frozenset("m s g h L N J W V K A".split())
+_BARE_LETTERS = names("m s g h L N J W V K A")
 _POWER_WORDS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-_JOINTS = frozenset("^ { } / . , - ( )".split())
+_JOINTS = names("^ { } / . , - ( )")
 
 
 def canonical_unit(text: str) -> str | None:
@@ -137,12 +138,12 @@ def _bare_unit(tokens: list[Token], index: int, letters: bool) -> bool:
         return True
     if letters and word in _BARE_LETTERS:
         return token.spaced or len(tokens) > index + 1
-    return letters and len(word) > 2 and not is_alphabetical(word) and tokens[index - 1].kind == "number"
+    return letters and len(word) > 2 and not is_product(word) and tokens[index - 1].kind == "number"
 
 
-def is_alphabetical(word: str) -> bool:
-    """Whether the letters stand in order, as in a product of variables: ``abc``, ``xyz``."""
-    return word.islower() and sorted(word) == list(word) and len(word) <= 4
+def is_product(word: str) -> bool:
+    """Whether a run of letters is a product of variables, such as ``abc`` or ``xzt``: in order or without vowel."""
+    return word.islower() and len(word) <= 4 and (sorted(word) == list(word) or not set(word) & set("aeiou"))
 
 
 def _all_phrase(tokens: list[Token]) -> bool:

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 LEAST_ROOM, ROOM_SHARE = 8, 8
 """Room for an eighth more tokens, and for 8 at least, is made at once. More room means fewer copies but gaps between
-rows, which slowed attention on CPUs more than the copies did (128 tokens of room: up to 30 % fewer tokens/s)."""
+rows, which slowed attention on a CPU more than the copies did (128 tokens of room: a fifth fewer tokens/s)."""
 
 
 def new_cache(config: PreTrainedConfig) -> Cache:

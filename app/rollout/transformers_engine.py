@@ -120,7 +120,7 @@ class _Batch:
         first = requests[rows[0][0]]
         self.sampling = first.sampling
         self.device = next(self.policy.parameters()).device
-        self.end_ids = torch.tensor(first.end_token_ids, device=self.device)
+        self.end_ids = torch.tensor(first.end_token_ids, dtype=torch.long, device=self.device)
         stop_strings = first.sampling.stop_strings
         self.stop = StopStrings(module.tokenizer, stop_strings) if stop_strings else None
         self.context = _context_length(self.policy)

@@ -69,12 +69,12 @@ class PolicyWeights:
     @torch.no_grad()
     def policy_fingerprints(self, widths: dict[str, int], round_number: int) -> dict[str, int]:
         """Fingerprints of this worker's pieces by Hugging Face name; names that it cannot place are left out."""
-        model = self.model_runner.get_model()
+        model, reader = self.model_runner.get_model(), LayerReader()
         held = {}
         for name, width in widths.items():
             place = _locate(model, name)
             if place is not None:
-                held[name] = _held_fingerprint(*place, width, round_number)
+                held[name] = _held_fingerprint(reader, *place, width, round_number)
         return held
 
 
@@ -100,30 +100,50 @@ def _locate(model: "nn.Module", name: str) -> "tuple[nn.Module, str, int | None]
     return None
 
 
-def _held_fingerprint(layer: "nn.Module", kind: str, part: int | None, width: int, round_number: int) -> int:
+class LayerReader:
+    """Reads columns of layers' weights; the parts of a fused layer, which come in a row, share one reading."""
+
+    def __init__(self) -> None:
+        self._layer: nn.Module | None = None
+        self._values = torch.empty(0)
+
+    def columns(self, layer: "nn.Module", local: torch.Tensor) -> torch.Tensor:
+        """[R, K] of the rows that this worker holds, at ``local`` columns, the same ones in every call for a layer."""
+        if layer is not self._layer:
+            self._layer, self._values = layer, _read(layer, local)
+        return self._values
+
+
+def _read(layer: "nn.Module", local: torch.Tensor) -> torch.Tensor:
+    if _repacked(layer):
+        one_hot = torch.nn.functional.one_hot(local, _local_width(layer)).to(layer.weight.dtype)
+        return layer.quant_method.apply(layer, one_hot, None).T
+    return as_matrix(layer.weight).index_select(1, local.to(layer.weight.device))
+
+
+def _held_fingerprint(
+    reader: LayerReader, layer: "nn.Module", kind: str, part: int | None, width: int, round_number: int
+) -> int:
     from vllm.distributed import get_tensor_model_parallel_rank
 
     shard = _shard(layer, kind, part, getattr(layer, "tp_rank", get_tensor_model_parallel_rank()))
     if not shard.counted:
         return 0
     columns = sampled_columns(width, round_number)
-    values, columns = _columns(layer, kind, columns, shard)
+    values, columns = _columns(reader, layer, kind, columns, shard)
     values = values[shard.row :] if shard.rows is None else values[shard.row : shard.row + shard.rows]
     return fingerprint(values, columns, width, shard.first_row)
 
 
-def _columns(layer: "nn.Module", kind: str, columns: torch.Tensor, shard: Shard) -> tuple[torch.Tensor, torch.Tensor]:
+def _columns(
+    reader: LayerReader, layer: "nn.Module", kind: str, columns: torch.Tensor, shard: Shard
+) -> tuple[torch.Tensor, torch.Tensor]:
     """[R, K] values of this worker's rows, and those of the wanted columns that lie on this worker."""
     if kind == "bias":
         return as_matrix(layer.bias), columns
-    width = _local_width(layer)
     local = columns - shard.first_column
-    here = (local >= 0) & (local < width)
-    local, columns = local[here], columns[here]
-    if _repacked(layer):
-        one_hot = torch.nn.functional.one_hot(local, width).to(layer.weight.dtype)
-        return layer.quant_method.apply(layer, one_hot, None).T, columns
-    return as_matrix(layer.weight).index_select(1, local.to(layer.weight.device)), columns
+    here = (local >= 0) & (local < _local_width(layer))
+    return reader.columns(layer, local[here]), columns[here]
 
 
 def _repacked(layer: "nn.Module") -> bool:

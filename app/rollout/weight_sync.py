@@ -17,7 +17,7 @@ from app.errors import ConfigurationError
 if TYPE_CHECKING:
     from torch import nn
 
-COLUMNS = 64
+COLUMNS = 32
 MODULUS = 2**64
 Weights = Iterator[tuple[str, torch.Tensor]]
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

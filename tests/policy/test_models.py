@@ -383,3 +383,17 @@ def test_a_corpus_that_teaches_nothing_is_refused(corpus, content, message):
     settings = PolicySettings(config={"model_type": "qwen2"}, tokenizer=NewTokenizerSettings(str(corpus), "bpe"))
     with pytest.raises(ConfigurationError, match=message):
         load_tokenizer(settings)
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "llama"])
+def test_a_saved_tokenizer_is_read_back_as_it_was(tmp_path: Path, kind: str) -> None:
+    """AutoTokenizer would give a Qwen2 model its own pipeline, and the words of this vocabulary would be gone."""
+    config = tiny_config(kind)
+    del config["vocab_size"]
+    settings = PolicySettings(config=config, tokenizer=NewTokenizerSettings())
+    made = load_tokenizer(settings)
+    folder = save_policy(load_policy(settings), made, tmp_path / "policy")
+    text = "Tom has 25 apples . finds 3 . how many ?"
+    loaded = load_tokenizer(PolicySettings(path=str(folder)))
+    assert loaded(text).input_ids == made(text).input_ids
+    assert loaded.decode(loaded(text).input_ids) == text
