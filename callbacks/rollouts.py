@@ -2,16 +2,18 @@
 
 import time
 from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import torch
-from app.rewards.functions import CorrectnessReward, RewardFunction, WeightedRewards
-from app.rollout.transformers_engine import TransformersEngine
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 
 from app.data.problems import PromptBatch
 from app.errors import ConfigurationError
+from app.rewards.functions import CorrectnessReward, RewardFunction, WeightedRewards
 from app.rollout.collection import RolloutCollector
+from app.rollout.dynamic_sampling import DynamicSamplingSettings, is_tied, replace_tied
 from app.rollout.engine import RolloutEngine, SamplingSettings
 from app.rollout.experience import (
     Experience,
@@ -21,7 +23,11 @@ from app.rollout.experience import (
     rollout_state,
     sampler_log_probs,
 )
+from app.rollout.faults import GuardedEngine
 from app.rollout.metrics import MetricSums, record_experience
+from app.rollout.mismatch import CorrectionSettings, importance_weights
+from app.rollout.transformers_engine import TransformersEngine
+from callbacks.preflight import check_first_rollout
 
 if TYPE_CHECKING:
     from app.policy.packing import TokenBatch
@@ -40,9 +46,15 @@ class RolloutCallback(Callback):
         rewards: the reward functions; by default correctness alone.
         reward_weights: one weight for each of ``rewards``; by default 1 each.
         every_n_iterations: prompts of this many iterations are generated at once, with the weights of the first.
+        generate_ahead: the next rollout is generated while this one is learned from, with weights that are one
+            update older; for an engine with weights and a process of its own.
+        dynamic_sampling: tied groups give way to further prompts; null switches it off.
         truncated: completions cut off by ``max_new_tokens``: "keep" them, "mask" them out of the loss (their
             reward still counts in the group's mean), or "penalise" their reward by ``truncation_penalty``.
         truncation_penalty: taken off the reward of a truncated completion under "penalise".
+        correction: importance weights against the engine's and the trainer's different log-probs; null for none.
+        preflight_limit: largest mean difference of their log-probs on the first rollout, in nats a token, above
+            which the run stops and names the likely cause; null checks nothing.
         seed: of sampling; completion i of prompt p in iteration t depends on (seed, t, p, i) alone.
     """
 
@@ -54,26 +66,49 @@ class RolloutCallback(Callback):
         rewards: list[RewardFunction] | None = None,
         reward_weights: list[float] | None = None,
         every_n_iterations: int = 1,
+        generate_ahead: bool = False,
+        dynamic_sampling: DynamicSamplingSettings | None = None,
         truncated: str = "keep",
         truncation_penalty: float = 1.0,
+        correction: CorrectionSettings | None = None,
+        preflight_limit: float | None = 0.1,
         seed: int = 0,
     ) -> None:
         _check(group_size, sampling, every_n_iterations, truncated, truncation_penalty)
-        self.engine = engine or TransformersEngine()
+        inner = engine or TransformersEngine()
+        if generate_ahead and not getattr(inner, "concurrent", False):
+            raise ConfigurationError(
+                "needs an engine with weights and a process of its own, such as VLLMEngine with placement: separate",
+                key="rollouts.generate_ahead",
+            )
+        self.engine = GuardedEngine(inner)
         self.rewards = WeightedRewards(rewards or [CorrectnessReward()], reward_weights)
         self.collector = RolloutCollector(self.engine, self.rewards, group_size, sampling, seed)
         self.group_size = group_size
         self.sampling = sampling
         self.every_n_iterations = every_n_iterations
+        self.generate_ahead = generate_ahead
+        self.dynamic_sampling = dynamic_sampling
         self.truncated = truncated
         self.truncation_penalty = truncation_penalty
+        self.correction = correction
+        self.preflight_limit = preflight_limit
         self._waiting: deque[Rollout] = deque()
+        self._ahead: Future[list[Rollout]] | None = None
+        self._thread: ThreadPoolExecutor | None = None
         self._totals = {"tokens/total": 0.0, "completions/total": 0.0}
         self._iteration_started = 0.0
         self._engine_started = False
+        self._preflight_done = False
+        self._tied_reported = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.generate_ahead and trainer.world_size > 1:
+            raise ConfigurationError("works on one rank only so far", key="rollouts.generate_ahead")
 
     def ready_engine(self, module: LightningModule) -> RolloutEngine:
-        """The engine, started if it was not, with the policy's current weights."""
+        """The engine, idle and started, with the policy's current weights."""
+        self._finish_ahead()
         if not self._engine_started:
             self.engine.start(module)
             self._engine_started = True
@@ -85,24 +120,70 @@ class RolloutCallback(Callback):
     ) -> None:
         self._iteration_started = time.perf_counter()
         pl_module.experience = None  # frees the last iteration's tensors before new ones are made
+        self._finish_ahead()
         if not self._waiting:
-            self._waiting.extend(self._generate(trainer, pl_module, batch))
+            self._waiting.extend(self._generate(trainer, pl_module, batch.iteration))
         rollout = self._waiting.popleft()
         if rollout.batch.iteration != batch.iteration:
             raise RuntimeError(f"rollout of iteration {rollout.batch.iteration} in iteration {batch.iteration}")
+        if self.generate_ahead and not self._waiting:
+            self._start_ahead(trainer, pl_module, batch.iteration)
         pl_module.experience = self._experience(pl_module, rollout)
+        self._report_tied(rollout)
 
-    def _generate(self, trainer: Trainer, module: "GRPOLambdaModule", batch: PromptBatch) -> list[Rollout]:
-        """Rollouts for this iteration and, with a period, for those that follow."""
+    def _generate(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> list[Rollout]:
+        """Rollouts for ``iteration`` and, with a period, for those that follow."""
         started = time.perf_counter()
         self.ready_engine(module)
         synced = time.perf_counter() - started
-        last = min(batch.iteration + self.every_n_iterations, int(trainer.num_training_batches))
-        ahead = range(batch.iteration + 1, last)
-        batches = [batch, *(trainer.datamodule.train_batch(iteration) for iteration in ahead)]
-        rollouts = self.collector.collect(batches, module.tokenizer, module.end_token_ids)
+        rollouts = self._collect(trainer, module, self._batches(trainer, iteration), iteration)
         rollouts[0].seconds["sync"] = synced
         return rollouts
+
+    def _batches(self, trainer: Trainer, iteration: int) -> list[PromptBatch]:
+        last = min(iteration + self.every_n_iterations, int(trainer.num_training_batches))
+        return [trainer.datamodule.train_batch(index) for index in range(iteration, last)]
+
+    def _collect(
+        self, trainer: Trainer, module: "GRPOLambdaModule", batches: list[PromptBatch], weights_iteration: int
+    ) -> list[Rollout]:
+        tokenizer, end_token_ids = module.tokenizer, module.end_token_ids
+        rollouts = self.collector.collect(batches, tokenizer, end_token_ids)
+        settings = self.dynamic_sampling
+        if settings is not None:
+
+            def further(rollout: Rollout, number: int) -> Rollout:
+                batch = trainer.datamodule.spare_batch(rollout.batch.iteration, number)
+                return self.collector.collect([batch], tokenizer, end_token_ids, number)[0]
+
+            rollouts = [
+                replace_tied(
+                    rollout,
+                    lambda number, rollout=rollout: further(rollout, number),
+                    settings,
+                    lambda here: bool(module.max_over_ranks(int(here))),
+                )
+                for rollout in rollouts
+            ]
+        for rollout in rollouts:
+            rollout.weights_iteration = weights_iteration
+            rollout.counts["engine/restarts"] = float(self.engine.restarts)
+        return rollouts
+
+    def _start_ahead(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> None:
+        """Begins the next rollout with the weights that this iteration's update starts from."""
+        batches = self._batches(trainer, iteration + 1)
+        if not batches:
+            return
+        self.ready_engine(module)
+        self._thread = self._thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
+        self._ahead = self._thread.submit(self._collect, trainer, module, batches, iteration)
+
+    def _finish_ahead(self) -> None:
+        """Waits for a rollout that is being generated; the engine is idle afterwards."""
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            self._waiting.extend(ahead.result())
 
     @torch.no_grad()
     def _experience(self, module: "GRPOLambdaModule", rollout: Rollout) -> Experience:
@@ -112,6 +193,7 @@ class RolloutCallback(Callback):
         temperature, reference = self.sampling.temperature, module.reference
         old = module.evaluate_tokens(module.policy, tokens, temperature, with_entropy=True)
         ref = module.evaluate_tokens(reference, tokens, temperature).log_probs if reference else None
+        sampler = sampler_log_probs(rollout, tokens)
         rewards, loss_mask = self._treat_truncated(rollout, tokens)
         rollout.seconds["log_probs"] = time.perf_counter() - started
         experience = Experience(
@@ -121,13 +203,24 @@ class RolloutCallback(Callback):
             rewards=rewards,
             old_log_probs=old.log_probs,
             ref_log_probs=ref,
-            sampler_log_probs=sampler_log_probs(rollout, tokens),
+            sampler_log_probs=sampler,
             entropy=old.entropy,
             temperature=temperature,
             metrics=MetricSums(),
         )
+        self._compare_with_engine(module, experience)
         record_experience(experience)
         return experience
+
+    def _compare_with_engine(self, module: "GRPOLambdaModule", experience: Experience) -> None:
+        """Preflight on the first rollout of a process, importance weights on every one."""
+        if self.preflight_limit is not None and not self._preflight_done:
+            self._preflight_done = True
+            check_first_rollout(module, experience, self.sampling, self.preflight_limit)
+        if self.correction is not None:
+            experience.importance_weights = importance_weights(
+                experience.sampler_log_probs, experience.old_log_probs, experience.loss_mask, self.correction
+            )
 
     def _treat_truncated(self, rollout: Rollout, tokens: "TokenBatch") -> tuple[torch.Tensor, torch.Tensor]:
         """Rewards [P, G] and loss mask [B, T] under the option ``truncated``."""
@@ -138,16 +231,23 @@ class RolloutCallback(Callback):
         if self.truncated == "penalise":
             rewards = rewards - self.truncation_penalty * cut
         elif self.truncated == "mask":
-            mask = mask * ~cut[:, None]
+            mask = mask & ~cut[:, None]
         return rewards.view(-1, rollout.group_size), mask
 
+    def _report_tied(self, rollout: Rollout) -> None:
+        """Once a run, in words: metrics alone would let a run that cannot learn look like one that does."""
+        size = rollout.group_size
+        groups = [rollout.rewards[start : start + size] for start in range(0, len(rollout.rewards), size)]
+        if not self._tied_reported and all(map(is_tied, groups)):
+            self._tied_reported = True
+            rank_zero_warn(
+                f"iteration {rollout.batch.iteration + 1}: the completions of every prompt earned the same reward "
+                f"(mean {sum(rollout.rewards) / len(rollout.rewards):.3g}), so there is nothing to learn from and the "
+                "weights stay as they are. The run goes on; watch frac_reward_zero_std and updates/skipped."
+            )
+
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: "GRPOLambdaModule",
-        outputs: Any,
-        batch: PromptBatch,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: "GRPOLambdaModule", outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
         assert pl_module.experience is not None
         rows = pl_module.experience.rollout.rows
@@ -159,21 +259,27 @@ class RolloutCallback(Callback):
         rates = {"time/iteration": seconds, "tokens/per_second": tokens / seconds}
         pl_module.log_dict(self._totals | rates, rank_zero_only=True)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]
+    ) -> None:
+        self._finish_ahead()
         waiting = pl_module.gather_objects([rollout_state(rollout) for rollout in self._waiting])
         checkpoint["rollouts"] = {"totals": dict(self._totals), "waiting": waiting}
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]
+    ) -> None:
         state = checkpoint["rollouts"]
         self._totals = dict(state["totals"])
         ranks = state["waiting"]
         if any(ranks) and len(ranks) != trainer.world_size:
             raise ConfigurationError(
-                f"the checkpoint holds rollouts that wait for {len(ranks)} ranks, this run has {trainer.world_size}; "
-                f"resume on as many, or from a multiple of every_n_iterations={self.every_n_iterations}",
+                f"the checkpoint holds rollouts that wait for {len(ranks)} ranks, this run has {trainer.world_size}: "
+                "resume on as many, or from a checkpoint at which none were waiting",
                 key="ckpt_path",
             )
-        self._waiting = deque(rollout_from_state(rollout) for rollout in ranks[trainer.global_rank] if any(ranks))
+        own = ranks[trainer.global_rank] if any(ranks) else []
+        self._waiting = deque(rollout_from_state(rollout) for rollout in own)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()
@@ -185,6 +291,9 @@ class RolloutCallback(Callback):
         """Frees the engine and the graders; safe to call again."""
         self.engine.close()
         self.rewards.close()
+        if self._thread is not None:
+            self._thread.shutdown(wait=True, cancel_futures=True)
+            self._thread = None
         self._engine_started = False
 
 
@@ -192,10 +301,7 @@ def _check(
     group_size: int, sampling: SamplingSettings, every_n_iterations: int, truncated: str, penalty: float
 ) -> None:
     rules = {
-        "group_size": (
-            group_size >= 2,
-            f"must be at least 2, got {group_size}: an advantage is relative to a group",
-        ),
+        "group_size": (group_size >= 2, f"must be at least 2, got {group_size}: an advantage is relative to a group"),
         "sampling.temperature": (sampling.temperature > 0, "must be positive: greedy groups are tied"),
         "every_n_iterations": (every_n_iterations >= 1, f"must be at least 1, got {every_n_iterations}"),
         "truncated": (truncated in TRUNCATED, f"must be one of {', '.join(TRUNCATED)}, got {truncated!r}"),

@@ -1,5 +1,6 @@
 """The prompts of RL: one batch is one iteration."""
 
+from dataclasses import replace
 from functools import cached_property
 
 from app.data.problems import PromptBatch
@@ -46,6 +47,17 @@ class MathPromptDataModule(ProblemDataModule[PromptBatch]):
     def _make_batch(self, share: Share) -> PromptBatch:
         problems = self._training_source().draw(share)
         return PromptBatch(share.iteration, problems, self._encoder.encode(problems), share.first_index)
+
+    def spare_batch(self, iteration: int, extra_round: int) -> PromptBatch:
+        """Further prompts for an iteration, for dynamic sampling: a pure function of (seed, iteration, round, rank).
+
+        Raises:
+            ConfigurationError: a streamed training set, which has no second order to draw from.
+        """
+        if not self._training_source().finite and not isinstance(self._training_source(), SyntheticSource):
+            raise ConfigurationError("needs a training set that is not streamed", key="rollouts.dynamic_sampling")
+        share = replace(self._share(iteration), seed=derive_seed(self.seed, "spare", extra_round))
+        return self._make_batch(share)
 
     def _ready_exclusions(self, train: Source) -> None:
         if self.prompt.max_prompt_tokens is not None and self.prompt.overlong == "drop":

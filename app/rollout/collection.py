@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 
 def rollout_requests(
-    batch: PromptBatch, group_size: int, sampling: SamplingSettings, end_token_ids: tuple[int, ...], seed: int
+    batch: PromptBatch,
+    group_size: int,
+    sampling: SamplingSettings,
+    end_token_ids: tuple[int, ...],
+    seed: int,
+    extra_round: int = 0,
 ) -> list[GenerationRequest]:
-    """One request a prompt; its seed depends on (seed, iteration, position in the global batch) alone, so that
-    neither a resumed run nor another number of ranks draws other samples."""
-    places = [(batch.iteration, batch.first_index + index) for index in range(len(batch.prompt_ids))]
+    """One request a prompt; its seed depends on (seed, iteration, position in the global batch, extra round) alone,
+    so that neither a resumed run nor another number of ranks draws other samples."""
+    places = [(batch.iteration, batch.first_index + index, extra_round) for index in range(len(batch.prompt_ids))]
     return [
         GenerationRequest(ids, group_size, derive_seed(seed, "rollout", *place), sampling, end_token_ids)
         for ids, place in zip(batch.prompt_ids, places, strict=True)
@@ -65,14 +70,19 @@ class RolloutCollector:
         batches: Sequence[PromptBatch],
         tokenizer: "PreTrainedTokenizerBase",
         end_token_ids: tuple[int, ...],
+        extra_round: int = 0,
     ) -> list[Rollout]:
-        """One graded rollout a batch; all are generated in one call of the engine, with the weights it holds."""
+        """One graded rollout a batch; all are generated in one call of the engine, with the weights it holds.
+
+        Args:
+            batches: the first is that of the current iteration.
+            tokenizer: for decoding.
+            end_token_ids: ids that end a completion.
+            extra_round: of dynamic sampling; each draws with seeds of its own.
+        """
         started = time.perf_counter()
-        requests = [
-            request
-            for batch in batches
-            for request in rollout_requests(batch, self.group_size, self.sampling, end_token_ids, self.seed)
-        ]
+        settings = (self.group_size, self.sampling, end_token_ids, self.seed, extra_round)
+        requests = [request for batch in batches for request in rollout_requests(batch, *settings)]
         groups = iter(self.engine.generate(requests))
         seconds = (time.perf_counter() - started) / len(batches)
         rollouts = []

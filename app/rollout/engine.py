@@ -43,6 +43,7 @@ class SamplingSettings:
             "top_k": (self.top_k >= 0, "must be at least 0 (0 switches it off)"),
             "min_p": (0 <= self.min_p <= 1, "must lie in [0, 1]"),
             "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1"),
+            "stop_strings": (all(self.stop_strings), "must not be empty strings"),
         }
         for name, (holds, rule) in limits.items():
             if not holds:

@@ -87,6 +87,30 @@ def preflight(
     raise MismatchError(difference, limit, cause, advice)
 
 
+def check_first_rollout(
+    policy: "PreTrainedModel",
+    tokens: "TokenBatch",
+    sampler_log_probs: Tensor,
+    trainer_log_probs: Tensor,
+    sampling: SamplingSettings,
+    limit: float = 0.02,
+    old_policy: "PreTrainedModel | None" = None,
+    other_prompts: "TokenBatch | None" = None,
+) -> float:
+    """:func:`preflight` with :func:`policy_hypotheses` over the first ``ROWS`` rows of a rollout ([B, T] tokens)."""
+    rows = range(min(ROWS, len(tokens)))
+    few = tokens.select(rows)
+    width = few.completion_mask.shape[1]
+    others = None if other_prompts is None else other_prompts.select(rows)
+    return preflight(
+        sampler_log_probs[: len(rows), :width],
+        trainer_log_probs[: len(rows), :width],
+        few.completion_mask,
+        lambda: policy_hypotheses(policy, few, sampling, old_policy, others),
+        limit,
+    )
+
+
 def _distance(first: Tensor, second: Tensor, mask: Tensor) -> float:
     """Mean |difference| a token; a token that one side holds impossible counts 20 nats."""
     return float(log_ratios(first, second, mask).abs().clamp(max=20).sum() / mask.sum())

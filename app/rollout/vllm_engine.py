@@ -32,6 +32,10 @@ class VLLMEngine:
     ranks, ``start``, ``sync``, ``generate`` and ``close`` are called on all of them: a colocated engine lives on every
     rank, separate ones are driven by rank 0, which generates for all in one batch.
 
+    A colocated engine generates in the thread that calls it and uses the process's random generators, which are put
+    back afterwards: rollouts that overlap with training need a separate one, as does a limit on the time to answer.
+    What concerns GPUs (sleep, CUDA graphs, weight transfer) follows vLLM 0.32's interface and is untested.
+
     Args:
         placement: "colocated": in the trainer's process, weights handed over in memory. "separate": in processes
             started here, or at ``address``.

@@ -124,24 +124,23 @@ class EngineProcess:
             send(self.connection, header, payload)
             answer, _ = receive(self.connection)
         except TimeoutError as error:
-            raise EngineFailure(
-                "hung", f"the engine gave no answer to {header['op']!r} within {timeout_s:g} s"
-            ) from error
+            message = f"the engine gave no answer to {header['op']!r} within {timeout_s:g} s"
+            raise EngineFailure(_kind(header, "hung"), message) from error
         except OSError as error:
-            self._raise_died(header["op"], error)
+            self._raise_died(header, error)
         if "error" in answer:
             if answer.get("configuration"):
                 raise ConfigurationError(answer["error"])
-            kind: FailureKind = "start" if header["op"] == "load" else "refused"
-            raise EngineFailure(kind, f"the engine could not {header['op']}: {answer['error']}")
+            raise EngineFailure(_kind(header, "refused"), f"the engine could not {header['op']}: {answer['error']}")
         return answer
 
-    def _raise_died(self, op: str, error: OSError) -> NoReturn:
+    def _raise_died(self, header: dict[str, Any], error: OSError) -> NoReturn:
         code = ""
         if self.process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = f" with code {self.process.wait(5)}"
-        raise EngineFailure("died", f"the engine process ended{code} during {op!r}{self._last_words()}") from error
+        message = f"the engine process ended{code} during {header['op']!r}{self._last_words()}"
+        raise EngineFailure(_kind(header, "died"), message) from error
 
     def call(self, method: str, *arguments: Any, payload: bytes = b"") -> list[Any]:
         """The results of a method of the workers' extension on every worker."""
@@ -168,6 +167,11 @@ class EngineProcess:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+
+def _kind(header: dict[str, Any], kind: FailureKind) -> FailureKind:
+    """Whatever goes wrong before the engine is built: it could not start."""
+    return "start" if header["op"] in ("hello", "load") else kind
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:

@@ -13,7 +13,7 @@ from app.policy.logprobs import token_log_probs
 from app.policy.packing import TokenBatch, build
 from app.rollout.engine import SamplingSettings
 from app.rollout.mismatch import CorrectionSettings, importance_weights, mismatch_metrics
-from app.rollout.preflight import Hypothesis, MismatchError, completion_logits, policy_hypotheses, preflight
+from app.rollout.preflight import Hypothesis, MismatchError, check_first_rollout, completion_logits, preflight
 from tests.models import tiny_model
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()
@@ -110,7 +110,7 @@ def policy() -> PreTrainedModel:
     return tiny_model(spread=8.0)
 
 
-PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]]
+PROMPTS = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]] * 3  # more than the check looks at
 
 
 def _sampled(policy: PreTrainedModel, sampling: SamplingSettings, prompts: list[list[int]] = PROMPTS) -> TokenBatch:
@@ -155,13 +155,7 @@ def _cause(
     with torch.no_grad():
         own = token_log_probs(policy, tokens, trainers.temperature).log_probs
     with pytest.raises(MismatchError) as raised:
-        preflight(
-            reported,
-            own,
-            tokens.completion_mask,
-            lambda: policy_hypotheses(policy, tokens, trainers, **others),
-            limit,
-        )
+        check_first_rollout(policy, tokens, reported, own, trainers, limit, **others)
     return raised.value.cause
 
 
@@ -221,5 +215,5 @@ def test_chat_template(policy: PreTrainedModel) -> None:
 
 def test_what_nothing_explains_is_called_unknown(policy: PreTrainedModel) -> None:
     tokens = _sampled(policy, SamplingSettings())
-    reported = _reported(policy, tokens, SamplingSettings()) - 3 * torch.rand(4, 12).round()
+    reported = _reported(policy, tokens, SamplingSettings()) - 3 * torch.rand(12, 12).round()
     assert _cause(policy, tokens, reported) == "unknown"

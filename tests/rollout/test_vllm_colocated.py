@@ -1,5 +1,6 @@
 """The real vLLM engine in this process: contract, distribution, weights and side effects."""
 
+import copy
 import os
 import random
 from collections import Counter
@@ -8,10 +9,11 @@ from collections.abc import Iterator
 import numpy
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from app.errors import ConfigurationError
 from app.rollout.vllm_engine import VLLMEngine
-from app.rollout.weight_sync import WeightSyncError, policy_weights
+from app.rollout.weight_sync import WeightSyncError, as_matrix, policy_weights, sampled_columns
 from tests.rollout.vllm_support import (
     END,
     VOCAB,
@@ -179,6 +181,19 @@ def test_new_weights_are_used_and_old_ones_are_not_kept_by_reference(engine: VLL
         module.policy.load_state_dict(original)
 
 
+def test_lora_merged_weights(engine: VLLMEngine, module: Owner) -> None:
+    adapted = copy.deepcopy(module)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=["q_proj", "v_proj", "down_proj"])
+    adapted.policy = get_peft_model(adapted.policy, config)
+    perturb(adapted.policy)
+    engine.sync(adapted)
+    adapted.policy.eval()
+    asked = request(n=4)
+    completions = engine.generate([asked])[0]
+    assert worst_difference(adapted.policy, asked, completions) < 1e-5
+    assert worst_difference(module.policy, asked, completions) > 0.1
+
+
 class TestWhatASyncHasToDo:
     """Leaves one step out and sees log-probs go wrong, or the fingerprints notice."""
 
@@ -226,8 +241,9 @@ class TestWhatASyncHasToDo:
             for key, tensor in weights:
                 tensor = tensor.clone()
                 if key == name:
-                    flat = tensor.view(-1)
-                    flat[engine._syncs % 2] = flat[engine._syncs % 2].nextafter(torch.tensor(9.0))
+                    matrix = as_matrix(tensor)
+                    column = sampled_columns(matrix.shape[1], engine._syncs)[-1]
+                    matrix[3, column] = matrix[3, column].nextafter(torch.tensor(9.0))
                 spoilt.append((key, tensor))
             engine._backend.engine.reload(iter(spoilt))
 

@@ -3,13 +3,13 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -141,9 +141,11 @@ def test_hung_in_mid_rollout_is_named_and_ended(engine: VLLMEngine) -> None:
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
 
 
-def test_by_address(module: Owner, tmp_path: Path) -> None:
+def test_by_address(module: Owner) -> None:
     """A server that we did not start serves one trainer after the other, whatever befell the first ones."""
-    listen = f"unix:{tmp_path}/engine"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{free.getsockname()[1]}"
     command = [sys.executable, "-m", "app.rollout.vllm_server", "--listen", listen]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
