@@ -74,6 +74,7 @@ class GRPOLambdaCLI(LightningCLI):
         for target in SEEDED:
             parser.link_arguments("seed_everything", target)
         parser.add_argument("--name", default="run", help="the run's folder below trainer.default_root_dir")
+        parser.add_argument("--dry_run", action="store_true", help="print what fit would do and hold, and stop there")
 
     def _parse_ckpt_path(self) -> None:
         """Left out on purpose: a checkpoint's saved arguments would silently override the configuration."""
@@ -84,7 +85,20 @@ class GRPOLambdaCLI(LightningCLI):
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
         check_parts(self.subcommand, self.model, self.datamodule, self._get(self.config_init, "rollouts"))
-        self.trainer = self.instantiate_trainer()
+        if self._get(self.config_init, "dry_run"):
+            self._dry_run()
+        else:
+            self.trainer = self.instantiate_trainer()
+
+    def _dry_run(self) -> None:
+        from app.dry_run import Parts, dry_run
+
+        if self.subcommand != "fit":
+            raise ConfigurationError("is of fit alone", key="dry_run")
+        parts = {key: self._get(self.config_init, key) for key in ("rollouts", "evaluation", "checkpoint", "export")}
+        trainer, name = dict(self._get(self.config_init, "trainer")), self._get(self.config_init, "name")
+        print(dry_run(Parts(module=self.model, data=self.datamodule, trainer=trainer, name=name, **parts)))
+        self.subcommand = None  # LightningCLI runs the subcommand next, where there is one
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = dict(self._get(self.config_init, "trainer"))
@@ -142,7 +156,7 @@ def _top_level(subcommand: str) -> dict[str, Any]:
     method = parameters(getattr(Trainer, subcommand))
     skipped = GRPOLambdaCLI.subcommands()[subcommand] | {"self"}
     rest = {key: kind for key, kind in method.items() if key not in skipped}
-    return {**own, **rest, "seed_everything": int, "name": str}
+    return {**own, **rest, "seed_everything": int, "name": str, "dry_run": bool}
 
 
 def _quieten() -> None:

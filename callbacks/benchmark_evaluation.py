@@ -7,18 +7,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.rewards.grading import Grader
-from app.rollout.transformers_engine import TransformersEngine
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch.utilities import rank_zero_warn
 
 from app.data.problems import Problem, PromptBatch
+from app.data.rows import nearest
 from app.errors import ConfigurationError
 from app.evaluation.benchmarks import BenchmarkSettings, format_table
 from app.evaluation.generation import sample_problems
+from app.evaluation.golds import report_golds
+from app.evaluation.lock import FolderLock
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
 from app.evaluation.samples import SampleLog, merge_samples
+from app.rewards.grading import Grader
 from app.rollout.engine import GenerationRequest, RolloutEngine, SamplingSettings
+from app.rollout.faults import GuardedEngine
+from app.rollout.transformers_engine import TransformersEngine
+from app.rollout.weight_sync import policy_weights
 from app.seeds import derive_seed
 from callbacks.rollouts import RolloutCallback
 from callbacks.run_folder import run_folder
@@ -66,29 +72,55 @@ class BenchmarkEvaluation(Callback):
         for name in self.benchmarks:
             self._settings(name)
         self._resources = ExitStack()
-        self._own_engine: RolloutEngine | None = None
+        self._own_engine: GuardedEngine | None = None
+        self._evaluated: int | None = None  # iterations that were done at the last evaluation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the benchmarks' names, and names gold answers that cannot be read, before any model is loaded."""
         known = trainer.datamodule.benchmark_names
         for name in self.benchmarks:
             if name not in known:
                 raise ConfigurationError(
-                    f"no such benchmark in the data; there are {', '.join(known) or 'none'}",
-                    key=f"evaluation.benchmarks.{name}",
+                    f"no such benchmark in data.benchmarks; {nearest(name, known)}", key=f"evaluation.benchmarks.{name}"
                 )
+        if trainer.is_global_zero:
+            self._report_golds({name: trainer.datamodule.benchmark_problems(name) for name in known})
+
+    def _report_golds(self, problems: dict[str, list[Problem]]) -> None:
+        with self._new_grader() as grader:
+            for name, rows in problems.items():
+                if line := report_golds(name, rows, grader):
+                    rank_zero_warn(line)
+
+    def _new_grader(self) -> Grader:
+        return Grader(self.grader_workers, self.grader_timeout_s)
+
+    # ── one evaluation ──
 
     def on_validation_start(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
         self._random_states = _collect_rng_states()
-        self._active = self._ready_engine(trainer, pl_module)
+        self._resources = ExitStack()
         self._target = self._output_folder(trainer)
-        self._model_hash = hash_state_dict(pl_module.policy.state_dict()) if trainer.state.fn == "validate" else ""
+        self._active = self._ready_engine(trainer, pl_module)
+        self._model_hash = _hash_weights(pl_module) if trainer.state.fn == "validate" else ""
         names = trainer.datamodule.benchmark_names
         self._problems: dict[str, list[Problem]] = {name: [] for name in names}
-        self._hashes = {name: self._fingerprint(trainer, pl_module, name) for name in names}
-        self._resources = ExitStack()
-        self._grader = self._resources.enter_context(Grader(self.grader_workers, self.grader_timeout_s))
+        self._hashes = dict(zip(names, self._fingerprints(trainer, pl_module, names), strict=True))
+        self._grader = self._resources.enter_context(self._new_grader())
         self._logs = {name: self._open_log(trainer, name) for name in names}
         trainer.strategy.barrier()
+
+    def _output_folder(self, trainer: Trainer) -> Path:
+        """The folder of this evaluation, held against other processes until :meth:`on_validation_end`."""
+        validate = trainer.state.fn == "validate"
+        root = Path(self.folder) if validate and self.folder else run_folder(trainer) / "evaluation"
+        target = root if validate else root / f"iteration-{_iterations_done(trainer):06d}"
+        if trainer.is_global_zero:
+            self._resources.enter_context(FolderLock(root))
+            if not validate:  # a resumed run evaluates anew what lies behind its checkpoint
+                shutil.rmtree(target, ignore_errors=True)
+        trainer.strategy.barrier()
+        return target
 
     def _open_log(self, trainer: Trainer, name: str) -> SampleLog:
         samples = self._settings(name).samples
@@ -115,20 +147,39 @@ class BenchmarkEvaluation(Callback):
         log.append(sample_problems(name, problems, requests, self._active, self._grader, tokenizer))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
-        self._resources.close()
+        self._grader.close()
+        for log in self._logs.values():
+            log.close()
         problems = self._merge_problems(pl_module)
         metrics: dict[str, float] = {}
         if trainer.is_global_zero:
             scores = [self._summarise(name, problems[name]) for name in self._logs]
-            metrics = self._report(trainer, scores, problems)
+            metrics = self._report(trainer, pl_module, scores, problems)
         metrics = trainer.strategy.broadcast(metrics)
         for name, value in metrics.items():
             pl_module.log(name, value, logger=False, rank_zero_only=True)
+        self._evaluated = _iterations_done(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
-        if self._own_engine is not None and trainer.state.fn == "validate":
-            self._own_engine.close()
+        self._resources.close()
+        if trainer.state.fn == "validate":
+            self.close()
         _set_rng_states(self._random_states)
+
+    # ── resuming a run ──
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes up for an evaluation that was due where the run stopped: the checkpoint of an iteration is saved
+        before the evaluation that follows it, and Lightning takes it for done."""
+        done = _iterations_done(trainer)
+        if 0 < done != self._evaluated and trainer.enable_validation and _is_due(trainer, done):
+            _run_validation(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluated": self._evaluated}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._evaluated = state_dict["evaluated"]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()
@@ -137,7 +188,7 @@ class BenchmarkEvaluation(Callback):
         self.close()
 
     def close(self) -> None:
-        """Ends graders, sample logs and an engine of this callback's own; safe to call again."""
+        """Ends graders and an engine of this callback's own and lets go of its folder; safe to call again."""
         self._resources.close()
         if self._own_engine is not None:
             self._own_engine.close()
@@ -160,25 +211,26 @@ class BenchmarkEvaluation(Callback):
         if self.engine is None and rollouts:
             return rollouts[0].ready_engine(module)
         if self._own_engine is None:
-            self._own_engine = self.engine or TransformersEngine()
+            self._own_engine = GuardedEngine(self.engine or TransformersEngine())
             self._own_engine.start(module)
         self._own_engine.sync(module)
         return self._own_engine
 
-    def _output_folder(self, trainer: Trainer) -> Path:
-        if trainer.state.fn == "validate":
-            return Path(self.folder) if self.folder else run_folder(trainer) / "evaluation"
-        folder = run_folder(trainer) / "evaluation" / f"iteration-{_iterations_done(trainer):06d}"
-        if trainer.is_global_zero:  # a resumed run evaluates anew what lies behind its checkpoint
-            shutil.rmtree(folder, ignore_errors=True)
-        trainer.strategy.barrier()
-        return folder
+    def _fingerprints(self, trainer: Trainer, module: "PolicyModule", names: list[str]) -> list[str]:
+        """By benchmark, of all that its samples and verdicts depend on; an evaluation goes on only with the same.
 
-    def _fingerprint(self, trainer: Trainer, module: "PolicyModule", name: str) -> str:
-        """Of all that the samples depend on; during fit a folder holds one evaluation only."""
-        settings = self._settings(name)
-        model = self._model_hash if trainer.state.fn == "validate" else _iterations_done(trainer)
-        return fingerprint([model, asdict(settings.sampling(self.sampling)), settings.samples, self.seed])
+        Prompts go in as token ids, so that template, system prompt and tokenizer are in them.
+        """
+        if trainer.state.fn != "validate":  # the folder was emptied
+            return [fingerprint([_iterations_done(trainer), name]) for name in names]
+        common = [self._model_hash, _engine_name(self._active), self.seed, self.grader_timeout_s, module.end_token_ids]
+        found = []
+        for name, loader in zip(names, trainer.val_dataloaders, strict=True):
+            settings = self._settings(name)
+            rows = [[each.id, each.problem, each.answer, repr(sorted(each.extra.items()))] for each in loader.problems]
+            sampling = [settings.samples, asdict(settings.sampling(self.sampling))]
+            found.append(fingerprint([*common, name, sampling, rows, loader.encode(loader.problems)]))
+        return found
 
     def _merge_problems(self, module: "PolicyModule") -> dict[str, list[Problem]]:
         """By benchmark, the problems of all ranks."""
@@ -193,7 +245,11 @@ class BenchmarkEvaluation(Callback):
         return summarise(rows, settings.samples, settings.pass_k, self.seed)
 
     def _report(
-        self, trainer: Trainer, scores: list["BenchmarkScores"], problems: dict[str, list[Problem]]
+        self,
+        trainer: Trainer,
+        module: "PolicyModule",
+        scores: list["BenchmarkScores"],
+        problems: dict[str, list[Problem]],
     ) -> dict[str, float]:
         """Writes and prints the scores; returns them as ``eval/<benchmark>/<metric>``."""
         from app.evaluation.metrics import macro_average
@@ -206,14 +262,48 @@ class BenchmarkEvaluation(Callback):
             logger.log_metrics(metrics, step=_iterations_done(trainer))
         if trainer.state.fn == "validate":
             hashes = {name: hash_problems(found) for name, found in problems.items()}
-            path = write_results(self._target, scores, average, self._all_settings(), self._model_hash, hashes)
+            settings = self._all_settings(trainer, module)
+            path = write_results(self._target, scores, average, settings, self._model_hash, hashes)
             print(f"{format_table(scores, average)}\n\nscores and settings: {path}")
         return metrics
 
-    def _all_settings(self) -> dict[str, Any]:
-        by_name = {name: asdict(self._settings(name)) for name in self._logs}
-        return {"sampling": asdict(self.sampling), "benchmarks": by_name, "seed": self.seed}
+    def _all_settings(self, trainer: Trainer, module: "PolicyModule") -> dict[str, Any]:
+        data = trainer.datamodule
+        return {
+            "policy": asdict(module.policy_settings),
+            "engine": _engine_name(self._active),
+            "sampling": asdict(self.sampling),
+            "benchmarks": {name: asdict(self._settings(name)) for name in self._logs},
+            "prompts": {name: asdict(data.benchmarks[name].prompt or data.prompt) for name in self._logs},
+            "grader_timeout_s": self.grader_timeout_s,
+            "seed": self.seed,
+        }
 
 
 def _iterations_done(trainer: Trainer) -> int:
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def _is_due(trainer: Trainer, done: int) -> bool:
+    interval = trainer.val_check_batch
+    return interval is not None and interval != float("inf") and done % interval == 0
+
+
+def _run_validation(trainer: Trainer) -> None:
+    """What Lightning does in the course of training when an evaluation is due, before its first iteration."""
+    loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector
+    first = connector._first_loop_iter
+    trainer.validating = True
+    loop.restarting = False
+    loop.run()
+    trainer.training = True
+    connector._first_loop_iter = first
+
+
+def _engine_name(engine: RolloutEngine) -> str:
+    return type(engine.engine if isinstance(engine, GuardedEngine) else engine).__name__
+
+
+def _hash_weights(module: "PolicyModule") -> str:
+    """Of the whole weights, gathered one at a time where they are sharded: a collective of all ranks."""
+    return fingerprint({name: hash_state_dict({name: tensor}) for name, tensor in policy_weights(module.policy)})

@@ -15,7 +15,7 @@ class HFExport(Callback):
 
     Args:
         folder: where to; by default ``hf`` in the run's folder. Later exports replace it.
-        every_n_iterations: further exports to ``<folder>/iteration-<n>``; null for none.
+        every_n_iterations: further exports to ``<folder>-iteration-<n>``; null for none.
     """
 
     def __init__(self, folder: str | None = None, every_n_iterations: int | None = None) -> None:
@@ -29,7 +29,7 @@ class HFExport(Callback):
     ) -> None:
         done = batch_idx + 1
         if self.every_n_iterations and done % self.every_n_iterations == 0:
-            self._export(trainer, pl_module, self._target(trainer) / f"iteration-{done}")
+            self._export(trainer, pl_module, self._target(trainer).with_name(f"{self._target(trainer).name}-iteration-{done}"))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._export(trainer, pl_module, self._target(trainer))

@@ -6,6 +6,8 @@ from functools import cached_property
 from app.data.problems import PromptBatch
 from app.data.prompts import DEFAULT_PROMPT, PromptEncoder, PromptSettings
 from app.data.sources import Share, Source
+from app.errors import ConfigurationError
+from app.seeds import derive_seed
 from datamodules.base import BenchmarkSettings, OverlapPolicy, ProblemDataModule
 
 
@@ -54,7 +56,7 @@ class MathPromptDataModule(ProblemDataModule[PromptBatch]):
         Raises:
             ConfigurationError: a streamed training set, which has no second order to draw from.
         """
-        if not self._training_source().finite and not isinstance(self._training_source(), SyntheticSource):
+        if self._training_source().streamed:
             raise ConfigurationError("needs a training set that is not streamed", key="rollouts.dynamic_sampling")
         share = replace(self._share(iteration), seed=derive_seed(self.seed, "spare", extra_round))
         return self._make_batch(share)

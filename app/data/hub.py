@@ -64,6 +64,10 @@ class HubSource(FiniteSource):
     def finite(self) -> bool:
         return not self.streaming
 
+    @property
+    def streamed(self) -> bool:
+        return self.streaming
+
     def load(self) -> list[Problem]:
         rows = enumerate(self.open(), start=1)
         return read_rows(rows, self.dataset, self.rows, self.filters, self.report)

@@ -104,6 +104,11 @@ class Source(ABC):
     def finite(self) -> bool:
         """Whether :meth:`problems` can list them all."""
 
+    @property
+    def streamed(self) -> bool:
+        """Whether it is read in one order only, so that going back costs reading it again."""
+        return False
+
     @abstractmethod
     def problems(self) -> list[Problem]:
         """All problems in the source's own order. Raises ConfigurationError where there is no end to them."""

@@ -209,6 +209,10 @@ class RegisteredSource(Source):
     def finite(self) -> bool:
         return self._inner.finite
 
+    @property
+    def streamed(self) -> bool:
+        return self._inner.streamed
+
     def problems(self) -> list[Problem]:
         return self._inner.problems()
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from app.errors import ConfigurationError
+from app.policy.checkpoints import check_checkpoint, is_checkpoint, load_trained_weights, trained_from
+from app.policy.lora import LoraSettings, add_adapters
 from app.policy.sources import (
     check_source,
     expanded,
@@ -39,7 +41,8 @@ class PolicySettings:
     """Where a policy comes from.
 
     Attributes:
-        path: HF folder or hub id of a pretrained causal language model; or give ``config``.
+        path: HF folder or hub id of a pretrained causal language model, or a checkpoint of ``fit`` (``….ckpt``); or
+            give ``config``.
         revision: branch, tag or commit on the hub.
         config: an HF configuration with its ``model_type``: a new model with random weights. ``vocab_size``
             and the ids of special tokens come from the tokenizer where they are not given.
@@ -47,6 +50,7 @@ class PolicySettings:
         dtype: of the parameters.
         attn_implementation: null lets transformers choose.
         gradient_checkpointing: activations are computed again in the backward pass, to save memory.
+        lora: low-rank adapters around the frozen policy, the only weights that are then trained; null trains all.
     """
 
     path: str | None = None
@@ -56,6 +60,7 @@ class PolicySettings:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
+    lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.config is None):
@@ -77,7 +82,9 @@ def check_path(settings: PolicySettings) -> None:
     Raises:
         ConfigurationError: a missing folder or file, or what can be neither a folder nor a hub id.
     """
-    if settings.path is not None:
+    if settings.path is not None and is_checkpoint(settings.path):
+        check_checkpoint(settings.path)
+    elif settings.path is not None:
         check_source(settings.path, "policy.path", ("config.json",), ("*.safetensors", "*.bin"))
     if isinstance(settings.tokenizer, str):
         check_source(settings.tokenizer, "policy.tokenizer", (), ("tokenizer*", "vocab*"))
@@ -107,6 +114,8 @@ def load_tokenizer(settings: PolicySettings) -> "PreTrainedTokenizerBase":
         ConfigurationError: missing or broken files; no end token.
     """
     check_path(settings)
+    if is_checkpoint(settings.path):
+        return load_tokenizer(trained_from(settings))
     if isinstance(settings.tokenizer, NewTokenizerSettings):
         return new_tokenizer(settings.tokenizer)
     source = settings.path if settings.tokenizer is None else settings.tokenizer
@@ -147,10 +156,38 @@ def load_policy(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
             vocabulary smaller than the tokenizer's.
     """
     check(settings)
-    model = _pretrained(settings) if settings.config is None else _new_model(settings, seed)
+    if settings.path is not None and is_checkpoint(settings.path):
+        return load_trained_weights(load_policy(trained_from(settings), seed), settings.path)
+    return finished(_pretrained(settings) if settings.config is None else _new_model(settings, seed), settings, seed)
+
+
+def finished(model: "PreTrainedModel", settings: PolicySettings, seed: int) -> "PreTrainedModel":
+    """A model that was just built or loaded, with what ``settings`` add to it, in eval mode."""
     if settings.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if settings.lora is not None:
+        model = add_adapters(model, settings.lora, seed)
     return model.eval()
+
+
+def empty_policy(settings: PolicySettings) -> "PreTrainedModel":
+    """The policy on the meta device: its layers and parameters without their values or any memory for them.
+
+    Raises:
+        ConfigurationError: see :func:`check`; a vocabulary smaller than the tokenizer's.
+    """
+    check(settings)
+    if settings.config is not None:
+        return _from_config(settings, _config_of_new(settings), "meta")
+    from transformers import AutoConfig
+
+    path = settings.path
+    assert path is not None
+    with quiet(), loading("configuration", path, "policy.path"):
+        config = AutoConfig.from_pretrained(expanded(path), revision=settings.revision, trust_remote_code=False)
+    if settings.tokenizer is not None:
+        _check_vocabulary(config, load_tokenizer(settings))
+    return _from_config(settings, config, "meta")
 
 
 def load_reference(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
@@ -178,8 +215,15 @@ def end_token_ids(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel 
     return tuple(sorted(int(token) for token in ids))
 
 
-def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: str | Path) -> Path:
+def save_policy(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    folder: str | Path,
+    weights: dict[str, torch.Tensor] | None = None,
+) -> Path:
     """Writes an HF folder (safetensors, configuration, tokenizer) that ``from_pretrained`` and vLLM load.
+
+    With ``weights`` these are written in the place of the model's own, which may then be on the meta device.
 
     It is written beside its place and then renamed: ``folder`` is never half a model, even after a crash. An
     existing one is replaced.
@@ -189,7 +233,7 @@ def save_policy(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", 
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         fresh = Path(scratch) / "new"
         with quiet():
-            model.save_pretrained(fresh)
+            model.save_pretrained(fresh, state_dict=weights)
             tokenizer.save_pretrained(fresh)
         if target.exists():
             os.rename(target, Path(scratch) / "old")
@@ -228,8 +272,13 @@ def _pretrained(settings: PolicySettings) -> "PreTrainedModel":
 
 
 def _new_model(settings: PolicySettings, seed: int) -> "PreTrainedModel":
-    from transformers import AutoModelForCausalLM
+    config = _config_of_new(settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _from_config(settings, config, "cpu")
 
+
+def _config_of_new(settings: PolicySettings) -> "PreTrainedConfig":
     assert settings.config is not None
     tokenizer = load_tokenizer(settings)
     names = ("eos_token_id", "bos_token_id", "pad_token_id")
@@ -237,8 +286,13 @@ def _new_model(settings: PolicySettings, seed: int) -> "PreTrainedModel":
     defaults = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
     config = _new_config({**defaults, **settings.config})
     _check_vocabulary(config, tokenizer)
-    with quiet(), loading("model", config.model_type, "policy.config"), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    return config
+
+
+def _from_config(settings: PolicySettings, config: "PreTrainedConfig", device: str) -> "PreTrainedModel":
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), loading("model", config.model_type, "policy.config"), torch.device(device):
         return AutoModelForCausalLM.from_config(
             config,
             dtype=getattr(torch, settings.dtype),

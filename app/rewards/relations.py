@@ -80,15 +80,19 @@ def _meanings(answer: Answer) -> list[Answer]:
 
 
 def _answer_sides(relation: Relation) -> list[Answer]:
-    """The sides that may be the answer: the last; around ``≈`` also the exact one; of ``5 = x`` the constant."""
+    """The sides that may be the answer: the last; around ``≈`` also the exact one; of ``5 = x`` the first."""
     sides = relation.sides
     last = sides[-1]
-    if isinstance(last, Scalar) and last.node.op == "sym" and _is_constant(sides[0]):
+    if _is_name(last) and not _is_name(sides[0]):
         return [sides[0]]
     found = [last]
     if relation.signs[-1] != "=" and (len(sides) > 2 or _is_constant(sides[-2])):
         found.append(sides[-2])
     return found
+
+
+def _is_name(answer: Answer) -> bool:
+    return isinstance(answer, Scalar) and answer.node.op in ("sym", "apply") and not _is_constant(answer)
 
 
 def _is_constant(answer: Answer) -> bool:

@@ -158,6 +158,11 @@ class VLLMEngine:
         )
 
     @property
+    def concurrent(self) -> bool:
+        """Whether it may generate while the policy is trained: it holds weights and processes of its own."""
+        return self._separate
+
+    @property
     def _separate(self) -> bool:
         return self.settings.placement == "separate"
 

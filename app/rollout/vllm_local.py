@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import random
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -212,18 +213,20 @@ def _completion(output: "CompletionOutput") -> Completion:
 
 @contextlib.contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Undoes what vLLM changes in the process around it: random generators, threads, environment, warnings."""
+    """Undoes what vLLM changes in the process around it: random generators, threads, environment, tracebacks."""
     import numpy
 
     states = random.getstate(), numpy.random.get_state(), torch.random.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
+    excepthook = sys.excepthook
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
+        sys.excepthook = excepthook  # a process group marks tracebacks with its rank
         torch.set_num_threads = set_threads  # the CPU worker replaces it by a warning
         torch.set_num_threads(threads)
         random.setstate(states[0])

@@ -3,6 +3,7 @@
 import copy
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
@@ -261,5 +262,6 @@ def test_the_process_is_left_as_it_was(engine: VLLMEngine, module: Owner) -> Non
     assert torch.equal(torch.random.get_rng_state(), before[0])
     assert numpy.random.get_state()[1].tolist() == before[1]
     assert random.getstate() == before[2]
+    assert "distributed" not in str(sys.excepthook.__module__)
     assert torch.set_num_threads.__module__ != "vllm.v1.worker.cpu_worker"
     assert not any("libgomp" in value for name, value in os.environ.items() if name == "LD_PRELOAD")

@@ -1,0 +1,6 @@
+"""``fit --dry_run``: what a run would do and hold, without weights, processes or devices."""
+
+from app.dry_run.plan import Parts
+from app.dry_run.report import dry_run
+
+__all__ = ["Parts", "dry_run"]

@@ -1,0 +1,151 @@
+"""Everything that the dry run looks at, in one place."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from app.dry_run.layout import Layout, plan_layout
+from app.dry_run.memory import ParameterCounts, Shape, count_parameters, on_meta_device
+from app.dry_run.sources import Resolved, first_problems, resolve
+from app.errors import ConfigurationError
+from modules.grpo_lambda import GRPOLambdaModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from app.data.prompts import PromptEncoder
+    from app.policy.models import PolicySettings
+    from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint, RolloutCallback
+    from datamodules.base import ProblemDataModule
+    from modules.policy_module import PolicyModule
+
+MEASURED_PROMPTS = 256
+"""Problems whose prompts are measured."""
+ASSUMED_PROMPT_TOKENS = 256
+"""Longest prompt where neither a limit nor a problem is at hand."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects that a configuration makes; nothing is loaded in them yet."""
+
+    module: "PolicyModule"
+    data: "ProblemDataModule"
+    rollouts: "RolloutCallback | None"
+    evaluation: "BenchmarkEvaluation | None"
+    checkpoint: "IterationCheckpoint | None"
+    export: "HFExport | None"
+    trainer: Mapping[str, Any]
+    name: str
+
+    @property
+    def reinforcement(self) -> GRPOLambdaModule | None:
+        """The module where it is that of RL."""
+        return self.module if isinstance(self.module, GRPOLambdaModule) else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it starts.
+
+    Attributes:
+        parts: see there.
+        layout: of its processes.
+        config: of the model.
+        tokenizer: of the policy.
+        encoder: of the prompts.
+        shape: of the model.
+        counts: of its parameters.
+        train: the training set.
+        prompt_tokens: the longest prompt that is to be expected.
+        prompt_source: what ``prompt_tokens`` rests on.
+    """
+
+    parts: Parts
+    layout: Layout
+    config: "PreTrainedConfig"
+    tokenizer: "PreTrainedTokenizerBase"
+    encoder: "PromptEncoder"
+    shape: Shape
+    counts: ParameterCounts
+    train: Resolved
+    prompt_tokens: int
+    prompt_source: str
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest row: prompt and completion, or example."""
+        if self.parts.rollouts is not None:
+            longest = self.prompt_tokens + self.parts.rollouts.sampling.max_new_tokens
+        else:
+            longest = getattr(self.parts.data, "max_tokens", None) or 2 * self.prompt_tokens
+        return min(longest, self.shape.context) if self.shape.context else longest
+
+
+def make_plan(parts: Parts) -> Plan:
+    """Reads configuration, tokenizer and local data; builds the model on the meta device.
+
+    Raises:
+        ConfigurationError: what a run would stop at.
+    """
+    layout = plan_layout(parts.trainer)
+    settings = parts.module.policy_settings
+    config, tokenizer = model_config(settings), parts.module.tokenizer
+    _check_vocabulary(config, tokenizer)
+    if parts.data.train is None:
+        raise ConfigurationError("fit needs a training set", key="data.train")
+    from app.data.prompts import PromptEncoder
+    from app.policy.sources import loading
+
+    encoder, train = PromptEncoder(parts.data.prompt, tokenizer), resolve(parts.data.train)
+    with loading("model", settings.path or config.model_type, "policy"):
+        counts = count_parameters(on_meta_device(config))
+    prompt_tokens, source = _prompt_tokens(parts, encoder, train)
+    return Plan(
+        parts, layout, config, tokenizer, encoder, Shape.of(config), counts, train, prompt_tokens, source
+    )
+
+
+def model_config(settings: "PolicySettings") -> "PreTrainedConfig":
+    """The HF configuration of a policy: of its folder, of the hub, of a new model or of a training checkpoint.
+
+    Raises:
+        ConfigurationError: as in :func:`app.policy.models.load_policy`, for all that does not lie in the weights.
+    """
+    from app.policy.checkpoints import is_checkpoint, trained_from
+    from app.policy.models import check, load_tokenizer
+    from app.policy.sources import expanded, loading, quiet
+
+    check(settings)
+    if is_checkpoint(settings.path):
+        return model_config(trained_from(settings))
+    from transformers import AutoConfig
+
+    with quiet(), loading("configuration", settings.path or "policy.config", "policy"):
+        if settings.path is not None:
+            return AutoConfig.from_pretrained(
+                expanded(settings.path), revision=settings.revision, trust_remote_code=False
+            )
+        entries = {"vocab_size": len(load_tokenizer(settings)), **(settings.config or {})}
+        return AutoConfig.for_model(entries.pop("model_type"), **entries)
+
+
+def _check_vocabulary(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
+    vocab = config.get_text_config().vocab_size
+    if vocab < len(tokenizer):
+        message = f"the model knows {vocab} tokens, its tokenizer has {len(tokenizer)}"
+        raise ConfigurationError(message, key="policy.tokenizer")
+
+
+def _prompt_tokens(parts: Parts, encoder: "PromptEncoder", train: Resolved) -> tuple[int, str]:
+    """The longest prompt to be expected, and what that rests on."""
+    assert parts.data.train is not None
+    limit = parts.data.prompt.max_prompt_tokens
+    problems = first_problems(parts.data.train, train, MEASURED_PROMPTS)
+    longest = max((len(encoder.ids(problem.problem)) for problem in problems), default=0)
+    if problems and (limit is None or longest <= limit):
+        seen = f"the longest of {len(problems)} problems has {longest}"
+        return (limit, f"the limit; {seen}") if limit else (longest, seen)
+    if limit is not None:
+        return limit, "the limit, data.prompt.max_prompt_tokens"
+    return ASSUMED_PROMPT_TOKENS, "assumed: data.prompt.max_prompt_tokens is not set"

@@ -1,0 +1,108 @@
+"""A policy out of a training checkpoint: the file (or, of sharded training, the folder) that a run saves by iteration.
+
+It holds the settings that the policy was made with, from which the same model and tokenizer are made again, and the
+trained weights, which then take the place of the first ones.
+"""
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from app.errors import ConfigurationError
+from app.policy.sources import nearest_sibling, refuse
+from app.policy.tokenizers import NewTokenizerSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from app.policy.models import PolicySettings
+
+SUFFIX = ".ckpt"
+PREFIX = "policy."
+"""Of the policy's weights among the LightningModule's."""
+SHARDED_META = "meta.pt"
+"""What a sharded checkpoint holds besides tensors."""
+OWN_SETTINGS = ("dtype", "attn_implementation", "gradient_checkpointing")
+"""Settings that are the new run's to choose; the others are those of the run that saved the checkpoint."""
+
+Settings = TypeVar("Settings", bound="PolicySettings")
+
+
+def is_checkpoint(path: str | None) -> bool:
+    """Whether a policy's path is that of a training checkpoint, by its name."""
+    return path is not None and path.endswith(SUFFIX)
+
+
+def check_checkpoint(path: str) -> None:
+    """Refuses a checkpoint that is not there."""
+    file = Path(path).expanduser()
+    if not file.exists():
+        refuse(f"there is no checkpoint {path}{nearest_sibling(file)}", "path")
+
+
+def trained_from(settings: "Settings") -> "Settings":
+    """The settings of the policy that the checkpoint at ``settings.path`` was trained from.
+
+    Raises:
+        ConfigurationError: what is there is no checkpoint of this project.
+    """
+    assert settings.path is not None
+    saved = _read(Path(settings.path).expanduser(), settings.path, weights=False).get("policy_settings")
+    if not isinstance(saved, dict):
+        refuse(f"{settings.path} does not say what its policy was made from: it is not a checkpoint of fit", "path")
+    known = {field.name for field in dataclasses.fields(settings)}
+    values = {name: value for name, value in saved.items() if name in known}
+    if isinstance(values.get("tokenizer"), dict):
+        values["tokenizer"] = NewTokenizerSettings(**values["tokenizer"])
+    values |= {name: getattr(settings, name) for name in OWN_SETTINGS}
+    if settings.tokenizer is not None:
+        values["tokenizer"] = settings.tokenizer
+    return type(settings)(**values)
+
+
+def load_trained_weights(policy: "PreTrainedModel", path: str) -> "PreTrainedModel":
+    """Puts the weights of the checkpoint at ``path`` into ``policy``, and returns it.
+
+    Raises:
+        ConfigurationError: the weights are not this policy's.
+    """
+    state = _read(Path(path).expanduser(), path, weights=True).get("state_dict", {})
+    weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
+    try:
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        cause = " ".join(str(error).split())
+        raise ConfigurationError(f"the weights in {path} do not fit: {cause[:300]}", key="policy.path") from error
+    return policy
+
+
+def _read(path: Path, shown: str, weights: bool) -> dict[str, Any]:
+    """What the checkpoint holds: of a sharded one either the tensors or the rest, of a file both."""
+    try:
+        if path.is_dir() and weights:
+            return _read_shards(path)
+        file = path / SHARDED_META if path.is_dir() else path
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
+        cause = " ".join(str(error).split())
+        raise ConfigurationError(f"cannot read the checkpoint {shown}: {cause[:200]}", key="policy.path") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _read_shards(folder: Path) -> dict[str, Any]:
+    """The whole tensors of a checkpoint that several ranks wrote, read by one process."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+    from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+    state: dict[str, Any] = {}
+    _load_state_dict(
+        state,
+        storage_reader=FileSystemReader(folder),
+        planner=_EmptyStateDictLoadPlanner(keys={"state_dict"}),
+        no_dist=True,
+    )
+    return state

@@ -1,0 +1,103 @@
+"""What a run leaves behind: checkpoints, HF folders, the table of completions, progress lines."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from app.errors import ConfigurationError
+from callbacks import CompletionsTable, HFExport, IterationCheckpoint, IterationProgress
+from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, weights_of
+
+
+def test_checkpoints_are_by_iteration_whatever_the_updates(tmp_path: Path) -> None:
+    keep = IterationCheckpoint(every_n_iterations=2, keep=2, folder=str(tmp_path / "c"))
+    module = make_module(updates_per_rollout=3)
+    fit(tmp_path, module, make_data(iterations=7), [make_rollouts(), keep])
+    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    assert names == ["iteration-000006.ckpt", "iteration-000007.ckpt", "last.ckpt"]
+    last = torch.load(tmp_path / "c" / "last.ckpt", weights_only=True)
+    assert (tmp_path / "c" / "last.ckpt").resolve().name == "iteration-000007.ckpt"
+    saved = {name.removeprefix("policy."): tensor for name, tensor in last["state_dict"].items()}
+    assert equal_weights(saved, weights_of(module))
+
+
+def test_the_best_by_a_metric_is_kept(tmp_path: Path) -> None:
+    scores = iter([0.2, 0.5, 0.3])
+
+    class Scores(Callback):
+        def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.log("eval/x/accuracy", next(scores), logger=False)
+
+    from tests.running import make_benchmarks
+
+    keep = IterationCheckpoint(every_n_iterations=9, monitor="eval/x/accuracy", folder=str(tmp_path / "c"))
+    data = make_data(iterations=3, benchmarks=make_benchmarks(2))
+    fit(tmp_path, make_module(), data, [make_rollouts(), Scores(), keep], val_check_interval=1)
+    best = torch.load(tmp_path / "c" / "best.ckpt", weights_only=True)
+    assert best["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
+    assert keep.best_score == 0.5
+
+
+def test_a_metric_that_nobody_logs_is_named_with_those_there_are(tmp_path: Path) -> None:
+    from tests.running import make_benchmarks
+
+    keep = IterationCheckpoint(monitor="eval/nope/accuracy", folder=str(tmp_path))
+    data = make_data(iterations=1, benchmarks=make_benchmarks(2))
+    with pytest.raises(ConfigurationError, match=r"checkpoint.monitor.*eval/nope/accuracy.*reward"):
+        fit(tmp_path, make_module(), data, [make_rollouts(), keep], val_check_interval=1)
+
+
+@pytest.mark.parametrize("changes", [{"every_n_iterations": 0}, {"keep": 0}, {"mode": "best"}])
+def test_settings_of_checkpoints_are_checked(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=f"checkpoint.{next(iter(changes))}"):
+        IterationCheckpoint(**changes)
+
+
+def test_the_export_is_an_hf_folder_that_transformers_loads(tmp_path: Path) -> None:
+    module = make_module()
+    export = HFExport(str(tmp_path / "hf"), every_n_iterations=2)
+    fit(tmp_path, module, make_data(iterations=3), [make_rollouts(), export])
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert equal_weights(dict(loaded.state_dict()), weights_of(module))
+    ids = AutoTokenizer.from_pretrained(tmp_path / "hf")("Tom has 25 apples .").input_ids
+    assert ids == module.tokenizer("Tom has 25 apples .").input_ids
+    earlier = AutoModelForCausalLM.from_pretrained(tmp_path / "hf-iteration-2")
+    assert not equal_weights(dict(earlier.state_dict()), weights_of(module))
+
+
+def test_the_table_of_completions_is_in_tensorboard(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(str(tmp_path), name="run")
+    callbacks = [make_rollouts(), CompletionsTable(every_n_iterations=2, prompts=1)]
+    fit(tmp_path, make_module(), make_data(iterations=4), callbacks, logger=logger)
+    events = EventAccumulator(logger.log_dir).Reload()
+    assert [event.step for event in events.Tensors("completions/text_summary")] == [1, 3]
+    text = events.Tensors("completions/text_summary")[0].tensor_proto.string_val[0].decode()
+    lines = text.splitlines()
+    assert lines[0].startswith("| problem | gold | completion | tokens | finish | digit_share | reward |")
+    assert len(lines) == 2 + 4
+    assert all(line.count("|") == lines[0].count("|") for line in lines)
+    assert events.Scalars("reward")[-1].step == 3
+
+
+def test_cells_can_neither_break_the_table_nor_become_markup() -> None:
+    cell = CompletionsTable(max_characters=40)._cell
+    assert cell("a|b\n<b>*x*</b> \\boxed{_1_}") == "a&#124;b<br>&lt;b>&#42;x&#42;&lt;/b> &#92;boxed{&#95;1&#95;}"
+    assert cell("x" * 50 + "y" * 50) == "x" * 20 + " … " + "y" * 20
+
+
+def test_progress_lines_name_iteration_reward_rate_and_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = [make_rollouts(), IterationProgress(seconds_between_lines=0)]
+    fit(tmp_path, make_module(), make_data(iterations=2), callbacks, enable_progress_bar=True)
+    lines = re.findall(r"^iteration .*", capsys.readouterr().err, flags=re.MULTILINE)
+    assert len(lines) == 2
+    assert re.fullmatch(r"iteration 1/2, reward [\d.]+, tok/s [\d,.]+, \d\d:\d\d left", lines[0])
+    assert lines[1].startswith("iteration 2/2")

@@ -1,0 +1,233 @@
+"""Rollouts within a run: periods, truncation, dynamic sampling, faults, resuming in the middle."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lightning import Callback
+
+from app.data.problems import Problem, PromptBatch
+from app.errors import ConfigurationError
+from app.rewards.functions import RewardSample
+from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
+from app.rollout.engine import Completion, SamplingSettings
+from app.rollout.experience import Rollout, rollout_from_state, rollout_state
+from app.rollout.faults import EngineFailure
+from app.rollout.mismatch import CorrectionSettings
+from app.rollout.transformers_engine import TransformersEngine
+from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, reward, weights_of
+
+
+class Watch(Callback):
+    """Keeps experiences and logged metrics of every iteration."""
+
+    def __init__(self) -> None:
+        self.experiences: list[Any] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.experiences.append(pl_module.experience)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+class CountingEngine(TransformersEngine):
+    """The real engine; remembers the requests of each call and fails in the calls it is told to."""
+
+    def __init__(self, failures: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.calls: list[list[Any]] = []
+        self.failures = set(failures)
+        self.starts = self.closes = 0
+
+    def start(self, module: Any) -> None:
+        self.starts += 1
+        super().start(module)
+
+    def generate(self, requests: Any) -> Any:
+        self.calls.append(list(requests))
+        if len(self.calls) in self.failures:
+            raise EngineFailure("died", "for a test")
+        return super().generate(requests)
+
+    def close(self) -> None:
+        self.closes += 1
+        super().close()
+
+
+def run(folder: Path, iterations: int = 4, **changes: Any) -> Watch:
+    watch = Watch()
+    fit(folder, make_module(), make_data(iterations=iterations), [make_rollouts(**changes), watch])
+    return watch
+
+
+def test_a_period_generates_the_prompts_of_several_iterations_at_once(tmp_path: Path) -> None:
+    engine = CountingEngine()
+    watch = run(tmp_path, iterations=5, engine=engine, every_n_iterations=2)
+    assert [len(call) for call in engine.calls] == [8, 8, 4]
+    assert [metrics["staleness"] for metrics in watch.metrics] == [0, 1, 0, 1, 0]
+    every = run(tmp_path, iterations=5)
+    for one, other in zip(watch.experiences, every.experiences, strict=True):
+        assert one.rollout.batch == other.rollout.batch
+    assert watch.experiences[0].rollout.completions == every.experiences[0].rollout.completions
+    assert watch.experiences[1].rollout.completions != every.experiences[1].rollout.completions
+
+
+def test_old_log_probs_are_the_trainers_at_the_start_of_each_iteration(tmp_path: Path) -> None:
+    """With a period the sampler's weights are older than π_old: the difference shows it, and only there."""
+    watch = run(tmp_path, iterations=4, every_n_iterations=2)
+    gaps = [metrics["sampling/sampling_logp_difference/max"] for metrics in watch.metrics]
+    assert gaps[0] < 1e-4
+    assert gaps[2] < 1e-4
+    assert gaps[1] > 1e-3
+    assert gaps[3] > 1e-3
+    assert all(metrics["ratio_max"] == pytest.approx(1, abs=1e-4) for metrics in watch.metrics)
+
+
+@pytest.mark.parametrize("truncated", ["keep", "mask", "penalise"])
+def test_truncated_completions(tmp_path: Path, truncated: str) -> None:
+    sampling = SamplingSettings(max_new_tokens=30)
+    watch = run(tmp_path, iterations=1, truncated=truncated, truncation_penalty=0.5, sampling=sampling)
+    experience = watch.experiences[0]
+    cut = torch.tensor([row.finish_reason == "length" for row in experience.rollout.rows])
+    assert 0 < cut.float().mean() < 1
+    assert watch.metrics[0]["completions/clipped_ratio"] == pytest.approx(float(cut.float().mean()))
+    kept = experience.loss_mask.any(1)
+    assert torch.equal(kept, ~cut if truncated == "mask" else torch.ones_like(cut))
+    paid = experience.rewards.flatten() - torch.tensor(experience.rollout.rewards)
+    expected = -0.5 * cut.float() if truncated == "penalise" else torch.zeros(len(cut))
+    torch.testing.assert_close(paid, expected)
+
+
+def test_metrics_speak_of_the_rollout(tmp_path: Path) -> None:
+    watch = run(tmp_path, iterations=2)
+    rollout, metrics = watch.experiences[1].rollout, watch.metrics[1]
+    lengths = [len(row.token_ids) for row in rollout.rows]
+    rewards = torch.tensor(rollout.rewards).view(-1, 4)
+    assert metrics["reward"] == pytest.approx(float(rewards.mean()), abs=1e-6)
+    assert metrics["reward_std"] == pytest.approx(float(rewards.std(1).mean()), abs=1e-6)
+    assert metrics["rewards/digit_share/mean"] == pytest.approx(metrics["reward"])
+    assert metrics["completions/mean_length"] == pytest.approx(sum(lengths) / len(lengths))
+    assert metrics["completions/min_length"] == min(lengths)
+    assert metrics["completions/max_length"] == max(lengths)
+    total = sum(len(row.token_ids) for e in watch.experiences for row in e.rollout.rows)
+    assert metrics["tokens/total"] == total
+    assert metrics["completions/total"] == 32
+
+
+def test_an_engine_that_fails_once_is_restarted_and_the_run_is_the_same(tmp_path: Path) -> None:
+    engine, modules = CountingEngine(failures=[2]), [make_module(), make_module()]
+    watch = Watch()
+    fit(tmp_path, modules[0], make_data(), [make_rollouts(engine=engine), watch])
+    fit(tmp_path, modules[1], make_data(), [make_rollouts()])
+    assert equal_weights(weights_of(modules[0]), weights_of(modules[1]))
+    assert watch.metrics[-1]["engine/restarts"] == 1
+    assert engine.starts == 2
+
+
+def test_an_engine_that_fails_twice_stops_the_run_and_is_closed(tmp_path: Path) -> None:
+    engine = CountingEngine(failures=[2, 3])
+    with pytest.raises(EngineFailure, match="again after a restart"):
+        fit(tmp_path, make_module(), make_data(), [make_rollouts(engine=engine)])
+    assert engine.closes >= 2
+
+
+def test_a_correction_reaches_the_loss_as_importance_weights(tmp_path: Path) -> None:
+    """On a stale rollout the weights are the clipped ratios of trainer and sampler."""
+    watch = run(tmp_path, iterations=2, every_n_iterations=2, correction=CorrectionSettings(upper=1.5))
+    experience = watch.experiences[1]
+    ratio = (experience.old_log_probs - experience.sampler_log_probs).exp().clamp(max=1.5)
+    expected = ratio * experience.loss_mask
+    torch.testing.assert_close(experience.importance_weights, expected)
+    assert experience.importance_weights.std() > 0
+
+
+# ── dynamic sampling ──
+
+
+def half_tied(samples: Sequence[RewardSample]) -> list[float | None]:
+    """Ties the groups of problems with an even answer; others have rewards by length."""
+    return [1.0 if int(s.problem.answer) % 2 == 0 else s.n_tokens + len(s.completion) / 100 for s in samples]
+
+
+def test_tied_groups_give_way_to_further_prompts(tmp_path: Path) -> None:
+    function = [replace_reward("half_tied")]
+    plain = run(tmp_path, iterations=2, rewards=function)
+    dynamic = run(tmp_path, iterations=2, rewards=function, dynamic_sampling=DynamicSamplingSettings(3))
+    before, after = plain.experiences[0].rollout, dynamic.experiences[0].rollout
+    assert tied_groups(before)
+    assert len(tied_groups(after)) < len(tied_groups(before))
+    for index in set(range(4)) - set(tied_groups(before)):
+        assert after.completions[index] == before.completions[index]
+    assert dynamic.metrics[0]["dynamic_sampling/replaced"] > 0
+    assert dynamic.metrics[0]["dynamic_sampling/tied_before"] == len(tied_groups(before)) / 4
+
+
+def replace_reward(name: str) -> Any:
+    from app.rewards.functions import ImportedReward
+
+    return ImportedReward(path=f"{__name__}:{name}")
+
+
+def fake_rollout(rewards: list[list[float]], mark: str) -> Rollout:
+    groups, size = len(rewards), len(rewards[0])
+    problems = [Problem(f"{mark}{g}", "?", "1") for g in range(groups)]
+    rows = [[Completion([g, i], [0.0, 0.0], "stop") for i in range(size)] for g in range(groups)]
+    texts = [f"{mark}{g}.{i}" for g in range(groups) for i in range(size)]
+    flat = [value for group in rewards for value in group]
+    batch = PromptBatch(0, problems, [[g] for g in range(groups)])
+    return Rollout(batch, rows, texts, flat, {"r": flat}, 0)
+
+
+groups_of_rewards = st.lists(st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=2, max_size=2), min_size=3, max_size=3)
+
+
+@settings(derandomize=True, max_examples=60, deadline=None)
+@given(first=groups_of_rewards, extras=st.lists(groups_of_rewards, min_size=2, max_size=2))
+def test_replacing_keeps_good_groups_in_place_and_every_column_in_step(first: Any, extras: Any) -> None:
+    made: list[int] = []
+
+    def generate(number: int) -> Rollout:
+        made.append(number)
+        return fake_rollout(extras[number - 1], f"e{number}-")
+
+    rollout = fake_rollout(first, "f")
+    result = replace_tied(rollout, generate, DynamicSamplingSettings(2), bool)
+    tied, useful = len(tied_groups(rollout)), sum(3 - len(tied_groups(generate(n))) for n in range(1, 3))
+    assert len(tied_groups(result)) == max(0, tied - useful)
+    for index, problem in enumerate(result.batch.problems):
+        assert [text.split(".")[0] for text in result.texts[2 * index : 2 * index + 2]] == [problem.id] * 2
+        if index not in tied_groups(rollout):
+            assert problem.id == f"f{index}"
+    assert repr(result.reward_columns["r"]) == repr(result.rewards)
+    assert not tied or made[0] == 1
+
+
+def test_a_rollout_survives_the_way_through_a_checkpoint() -> None:
+    rollout = replace(fake_rollout([[0.0, 1.0]], "a"), counts={"x": 1.0})
+    assert rollout_from_state(rollout_state(rollout)) == rollout
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"group_size": 1}, "group_size"),
+        ({"sampling": SamplingSettings(temperature=0)}, "sampling.temperature"),
+        ({"every_n_iterations": 0}, "every_n_iterations"),
+        ({"truncated": "drop"}, "truncated"),
+        ({"truncation_penalty": -1.0}, "truncation_penalty"),
+        ({"generate_ahead": True}, "generate_ahead"),
+        ({"rewards": [reward(), reward()]}, "rewards"),
+        ({"reward_weights": [1.0, 2.0]}, "reward_weights"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigurationError, match=key):
+        make_rollouts(**changes)
