@@ -2,18 +2,23 @@
 
 from typing import TYPE_CHECKING
 
+from app.cli_errors import nearest
 from app.errors import ConfigurationError
 from app.policy.models import check_path
 from modules.grpo_lambda import GRPOLambdaModule
 
 if TYPE_CHECKING:
-    from callbacks import RolloutCallback
+    from callbacks import BenchmarkEvaluation, RolloutCallback
     from datamodules.base import ProblemDataModule
     from modules.policy_module import PolicyModule
 
 
 def check_parts(
-    subcommand: str, module: "PolicyModule", data: "ProblemDataModule", rollouts: "RolloutCallback | None"
+    subcommand: str,
+    module: "PolicyModule",
+    data: "ProblemDataModule",
+    rollouts: "RolloutCallback | None",
+    evaluation: "BenchmarkEvaluation | None",
 ) -> None:
     """Refuses parts that do not fit together.
 
@@ -21,6 +26,12 @@ def check_parts(
         ConfigurationError: naming the key to change.
     """
     check_path(module.policy_settings)
+    for name in evaluation.benchmarks if evaluation is not None else ():
+        if name not in data.benchmark_names:
+            message = f"no such benchmark in data.benchmarks{nearest(name, data.benchmark_names)}"
+            raise ConfigurationError(message, key=f"evaluation.benchmarks.{name}")
+    if subcommand == "validate" and evaluation is None:
+        raise ConfigurationError("validate needs it: give at least `evaluation: {}`", key="evaluation")
     if subcommand == "validate" and not data.benchmark_names:
         raise ConfigurationError("validate needs at least one benchmark", key="data.benchmarks")
     if subcommand == "fit" and isinstance(module, GRPOLambdaModule):

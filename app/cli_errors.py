@@ -70,7 +70,7 @@ def explain(error: ConfigurationError, sources: Sequence[Source]) -> str:
     """One line on ``error``, with the source of the key that it blames where that can be told."""
     message = " ".join(str(error).split())
     if error.key is not None and "(in " not in message:
-        path = _path_of(error.key.split("."), sources)
+        path = _completed(error.key.split("."), sources)
         return f"{'.'.join(path)}{message.removeprefix(error.key)}{_where(path, sources)}"
     parsed = re.match(r'Parser key "([\w.]+)": (.*)', message)
     if parsed is None:
@@ -90,7 +90,9 @@ def configuration_error(error: BaseException) -> ConfigurationError | None:
         if isinstance(cause, ConfigurationError):
             found = cause
         elif isinstance(cause, OmegaConfBaseException) and found is None:
-            found = ConfigurationError(cause.msg or str(cause), key=_plain_key(cause.full_key))
+            reason = str(cause.msg or cause).splitlines()[0]
+            hint = "; write the level init_args out, here and in the reference"
+            found = ConfigurationError(reason + hint, key=_plain_key(cause.full_key))
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     return found
 
@@ -175,6 +177,15 @@ def _path_of(ending: list[str], sources: Sequence[Source]) -> list[str]:
             if path[-len(ending) :] == ending:
                 return path
     return ending
+
+
+def _completed(key: list[str], sources: Sequence[Source]) -> list[str]:
+    """The whole path of a key that its setting knows by the end of its name, such as ``objective.lam``."""
+    for known in range(len(key), 0, -1):
+        path = _path_of(key[:known], sources)
+        if any(source.holds(path) for source in sources):
+            return path + key[known:]
+    return key
 
 
 def _paths(values: Any) -> Iterator[list[str]]:

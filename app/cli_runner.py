@@ -28,6 +28,8 @@ from datamodules.base import ProblemDataModule
 from modules import GRPOLambdaModule, SFTModule
 from modules.policy_module import PolicyModule
 
+# A configuration may name a class that is imported by its bare name: `class_path: GRPOLambdaModule`.
+BY_BARE_NAME = (GRPOLambdaModule, SFTModule, MathPromptDataModule, SFTDataModule)
 # Each is a key of its own, so that `--rollouts.group_size 4` works; null (the default) leaves it out.
 CALLBACKS: dict[str, type] = {
     "rollouts": RolloutCallback,
@@ -63,6 +65,8 @@ class OneLineParser(LightningArgumentParser):
 class GRPOLambdaCLI(LightningCLI):
     """LightningCLI with a key for each callback and one seed for everything."""
 
+    subcommand: Any
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         wanted = ("fit", "validate")
@@ -84,7 +88,8 @@ class GRPOLambdaCLI(LightningCLI):
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
-        check_parts(self.subcommand, self.model, self.datamodule, self._get(self.config_init, "rollouts"))
+        rollouts, evaluation = (self._get(self.config_init, key) for key in ("rollouts", "evaluation"))
+        check_parts(self.subcommand, self.model, self.datamodule, rollouts, evaluation)
         if self._get(self.config_init, "dry_run"):
             self._dry_run()
         else:

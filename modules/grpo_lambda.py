@@ -1,7 +1,7 @@
 """GRPO-λ: one ``training_step`` is one RL iteration over the experience that the rollout callback left here."""
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -9,10 +9,12 @@ from app.algorithm.advantages import check_advantage_settings, group_advantages
 from app.algorithm.objective import ObjectiveSettings, normaliser, policy_objective
 from app.data.problems import PromptBatch
 from app.errors import ConfigurationError
+from app.policy.lora import WithoutAdapters, has_adapters
 from app.policy.logprobs import TokenStatistics, token_log_probs
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.packing import TokenBatch, split_by_rows
+from app.policy.sharding import evaluation
 from app.rollout.metrics import MetricSums
 from modules.policy_module import PolicyModule
 
@@ -35,6 +37,7 @@ class GRPOLambdaModule(PolicyModule):
         mini_batches: optimiser steps a pass; groups stay whole, so it must divide the prompts of a rank.
         micro_batch_size: rows a forward and backward pass; changes memory and speed, never the gradient.
         seed: of a newly built policy's weights.
+        reference_offload: the frozen reference (β > 0) waits in host memory while it is not needed.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class GRPOLambdaModule(PolicyModule):
         mini_batches: int = 1,
         micro_batch_size: int = 64,
         seed: int = 0,
+        reference_offload: bool = False,
     ) -> None:
         super().__init__(policy, optimizer, seed)
+        self.reference_offload = reference_offload
         self.objective = objective
         self.advantage_scale = advantage_scale
         self.clamp_negative = clamp_negative
@@ -69,14 +74,17 @@ class GRPOLambdaModule(PolicyModule):
     def configure_model(self) -> None:
         super().configure_model()
         if self.objective.beta > 0 and not self._reference:
-            from app.policy.models import load_reference
+            self._reference.append(self._load_reference())
 
-            self._reference.append(load_reference(self.policy_settings, self.seed))
+    def _load_reference(self) -> Any:
+        if has_adapters(self.policy):
+            return WithoutAdapters(self.policy)
+        return self.sharding.load_reference(self.policy_settings, self.seed, self.reference_offload)
 
     @property
     def reference(self) -> "PreTrainedModel | None":
         """The frozen initial policy; None at β = 0, where it is never loaded."""
-        return self._reference[0].to(self.device) if self._reference else None
+        return self._reference[0] if self._reference else None
 
     @torch.no_grad()
     def evaluate_tokens(
@@ -85,13 +93,14 @@ class GRPOLambdaModule(PolicyModule):
         """Token log-probs [B, T] (and entropies) of ``model`` over ``tokens``, in micro-batches, without gradient."""
         log_probs = torch.zeros(tokens.completion_ids.shape, dtype=torch.float32, device=self.device)
         entropy = torch.zeros_like(log_probs) if with_entropy else None
-        for rows in self._micro_batches(tokens, torch.arange(len(tokens))):
-            part = tokens.select(rows).to(self.device)
-            statistics = token_log_probs(model, part, temperature, with_entropy)
-            width = part.completion_ids.shape[1]
-            log_probs[rows, :width] = statistics.log_probs
-            if entropy is not None and statistics.entropy is not None:
-                entropy[rows, :width] = statistics.entropy
+        with evaluation(model, self.device):
+            for rows in self._micro_batches(tokens, torch.arange(len(tokens))):
+                part = tokens.select(rows).to(self.device)
+                statistics = token_log_probs(model, part, temperature, with_entropy)
+                width = part.completion_ids.shape[1]
+                log_probs[rows, :width] = statistics.log_probs
+                if entropy is not None and statistics.entropy is not None:
+                    entropy[rows, :width] = statistics.entropy
         return TokenStatistics(log_probs, entropy)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -111,7 +120,11 @@ class GRPOLambdaModule(PolicyModule):
     def _token_advantages(self, experience: "Experience") -> torch.Tensor:
         """[B], or [B, T] where importance weights correct for the engine: they are constants, as A is."""
         rewards = experience.rewards
-        advantages = group_advantages(rewards, self.advantage_scale, self.clamp_negative).flatten()
+        ranks = self.trainer.world_size if self.advantage_scale == "batch" else 1
+        if ranks > 1:  # the batch is that of all ranks
+            rewards = self.all_gather(rewards).flatten(0, 1)
+        advantages = group_advantages(rewards, self.advantage_scale, self.clamp_negative)
+        advantages = advantages.chunk(ranks)[self.trainer.global_rank if ranks > 1 else 0].flatten()
         if experience.importance_weights is None:
             return advantages
         return advantages[:, None] * experience.importance_weights
@@ -139,9 +152,10 @@ class GRPOLambdaModule(PolicyModule):
             return
         for index in range(count):
             idle = index >= len(micro_batches)
-            self._accumulate_gradient(
-                experience, advantages, rows[:1] if idle else micro_batches[index], total, idle, sums
-            )
+            part = rows[:1] if idle else micro_batches[index]
+            loss = self._loss(experience, advantages, part, total, idle, sums)
+            # Strategies average gradients over ranks; the normaliser is already global, so the sum is wanted.
+            self.accumulate(loss * self.trainer.world_size, last=index + 1 == count)
         sums.add("grad_norm", self.optimizer_step_clipped())
 
     def _rows_with_gradient(self, advantages: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -150,7 +164,7 @@ class GRPOLambdaModule(PolicyModule):
             return rows
         return rows[advantages.view(len(advantages), -1)[rows].abs().sum(1).cpu() > 0]
 
-    def _accumulate_gradient(
+    def _loss(
         self,
         experience: "Experience",
         advantages: torch.Tensor,
@@ -158,23 +172,23 @@ class GRPOLambdaModule(PolicyModule):
         total: torch.Tensor,
         idle: bool,
         sums: MetricSums,
-    ) -> None:
-        """Forward and backward over one micro-batch. An ``idle`` one keeps collective calls in step with ranks
-        that have more rows, and counts for nothing."""
+    ) -> torch.Tensor:
+        """The loss over one micro-batch. An ``idle`` one keeps collective calls in step with ranks that have more
+        rows, and counts for nothing."""
         tokens = experience.tokens.select(rows).to(self.device)
         width = tokens.completion_ids.shape[1]
         mask = experience.loss_mask[rows, :width]
         log_probs = token_log_probs(self.policy, tokens, experience.temperature).log_probs
+        if idle:
+            return log_probs.sum() * 0.0
         old = experience.old_log_probs[rows, :width]
         reference = None if experience.ref_log_probs is None else experience.ref_log_probs[rows, :width]
         row_advantages = advantages[rows] if advantages.dim() == 1 else advantages[rows, :width]
         loss, metrics = policy_objective(
             log_probs, old, reference, row_advantages, mask, self.objective, normaliser=total
         )
-        # Strategies average gradients over ranks; the normaliser is already global, so the sum is wanted.
-        self.manual_backward(loss * (0.0 if idle else self.trainer.world_size))
-        if not idle:
-            self._record(metrics, rows, width, log_probs.detach() - old, sums)
+        self._record(metrics, rows, width, log_probs.detach() - old, sums)
+        return loss
 
     def _record(
         self,

@@ -1,13 +1,18 @@
 """What both stages share: a LightningModule that owns the policy, its tokenizer and its optimiser."""
 
+import contextlib
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.plugins.precision import FSDPPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 
+from app.policy.lora import has_adapters, is_adapter
 from app.policy.models import PolicySettings
-from app.policy.optimizers import OptimizerSettings, build_optimizer, lr_factor
+from app.policy.optimizers import OptimizerSettings, build_optimizer, check_optimizer, lr_factor
+from app.policy.sharding import Kind, Sharding, clip_gradients, number_by_model, trained_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +33,22 @@ class PolicyModule(LightningModule):
         self.optimizer_settings = optimizer
         self.seed = seed
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.sharding = Sharding()
+
+    def setup(self, stage: str) -> None:
+        """Reads from the trainer how the policy is to lie on the ranks."""
+        strategy = self.trainer.strategy
+        self.sharding = Sharding(
+            kind=_kind(strategy),
+            device=strategy.root_device,
+            precision=self.trainer.precision,
+            fsdp_options=_fsdp_options(strategy),
+        )
+        check_optimizer(self.optimizer_settings, sharded=self.sharding.kind in ("fsdp", "fsdp2"))
+        # Lightning's own plugins would turn the master weights into bfloat16, or run traces and loss in it.
+        strategy.precision_plugin = (
+            FSDPPrecision("32-true") if isinstance(strategy, FSDPStrategy) else Precision()
+        )
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -46,14 +67,16 @@ class PolicyModule(LightningModule):
         return end_token_ids(self.tokenizer, self.policy)
 
     def configure_model(self) -> None:
-        if not hasattr(self, "policy"):
-            from app.policy.models import load_policy
-
-            self.policy = load_policy(self.policy_settings, self.seed)
+        if hasattr(self, "policy"):
+            return
+        self.policy = self.sharding.load_policy(self.policy_settings, self.seed)
+        if has_adapters(self.policy):  # their base is where it came from: checkpoints hold the adapters alone
+            self.register_state_dict_post_hook(_drop_frozen)
+            self.strict_loading = False
 
     def configure_optimizers(self) -> dict[str, Any]:
         settings, trainer = self.optimizer_settings, self.trainer
-        optimizer = build_optimizer(self.policy.parameters(), settings)
+        optimizer = build_optimizer(*trained_parameters(self.policy), settings)
         # The number of batches is known after the data loaders are, which Lightning makes after the optimisers.
         factor = lambda iteration: lr_factor(settings, iteration, trainer.num_training_batches)  # noqa: E731
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -62,12 +85,19 @@ class PolicyModule(LightningModule):
     def optimizer_step_clipped(self) -> torch.Tensor:
         """Clips the gradient's global norm, steps and clears; returns the norm before clipping."""
         optimizer = self.optimizers()
-        limit = self.optimizer_settings.max_grad_norm
-        trainable = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trainable, float("inf") if limit is None else limit)
+        norm = clip_gradients(self.policy, self.optimizer_settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
         return norm
+
+    def accumulate(self, loss: torch.Tensor, last: bool) -> None:
+        """Backward pass of one of a step's micro-batches, of which only the ``last`` one exchanges gradients under DDP.
+
+        Sharded strategies exchange them each time: what it costs is less than the memory of whole gradients.
+        """
+        wait = not last and isinstance(self.trainer.strategy, DDPStrategy)
+        with self.trainer.strategy.block_backward_sync() if wait else contextlib.nullcontext():
+            self.manual_backward(loss)
 
     def advance_schedule(self) -> float:
         """Ends an iteration: steps the schedule and returns the learning rate that the iteration ran at."""
@@ -103,3 +133,24 @@ class PolicyModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_settings"] = asdict(self.policy_settings)
+        if self.sharding.kind in ("single", "ddp") and checkpoint.get("optimizer_states"):
+            optimizer = self.trainer.optimizers[0]
+            checkpoint["optimizer_states"] = [number_by_model(checkpoint["optimizer_states"][0], optimizer, self)]
+
+
+def _kind(strategy: Strategy) -> Kind:
+    kinds: dict[type, Kind] = {ModelParallelStrategy: "fsdp2", FSDPStrategy: "fsdp", DDPStrategy: "ddp"}
+    return next((kind for cls, kind in kinds.items() if isinstance(strategy, cls)), "single")
+
+
+def _fsdp_options(strategy: Strategy) -> tuple[tuple[str, Any], ...]:
+    """What ``trainer.strategy`` says about how FullyShardedDataParallel is to shard."""
+    if not isinstance(strategy, FSDPStrategy):
+        return ()
+    return ("cpu_offload", strategy.cpu_offload), ("sharding_strategy", strategy.sharding_strategy)
+
+
+def _drop_frozen(module: PolicyModule, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Takes out of a state dict whatever is not trained."""
+    for name in [name for name in state if name.startswith(prefix) and not is_adapter(name)]:
+        del state[name]

@@ -36,10 +36,11 @@ class SFTModule(PolicyModule):
     def training_step(self, batch: "SFTBatch", batch_idx: int) -> None:
         sums = MetricSums()
         total = self.sum_over_ranks((batch.labels[:, 1:] >= 0).sum())
-        for rows in torch.arange(len(batch.input_ids)).split(self.micro_batch_size):
+        parts = torch.arange(len(batch.input_ids)).split(self.micro_batch_size)
+        for index, rows in enumerate(parts):
             loss, right = self._summed_loss(batch, rows)
             tokens = (batch.labels[rows, 1:] >= 0).sum()
-            self.manual_backward(loss / total * self.trainer.world_size)
+            self.accumulate(loss / total * self.trainer.world_size, last=index + 1 == len(parts))
             sums.add("loss", loss / tokens, tokens)
             sums.add("mean_token_accuracy", right / tokens, tokens)
         sums.add("grad_norm", self.optimizer_step_clipped())

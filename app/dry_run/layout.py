@@ -42,9 +42,14 @@ class Layout:
         """Parts that parameters, gradients and optimiser state are cut into."""
         return self.ranks if self.kind == "sharded" else 1
 
+    @property
+    def halves_weights(self) -> bool:
+        """Whether Lightning turns every parameter into one of 16 bits."""
+        return self.precision in HALF_PRECISIONS
+
     def stored_bytes(self, dtype: str) -> int:
-        """Bytes of a parameter, its gradient and each of its running means, for a policy of ``dtype``."""
-        return 2 if self.precision in HALF_PRECISIONS else STORED_BYTES[dtype]
+        """Bytes of a parameter of a policy of ``dtype``."""
+        return 2 if self.halves_weights else STORED_BYTES[dtype]
 
     def compute_bytes(self, dtype: str) -> int:
         """Bytes of an activation."""

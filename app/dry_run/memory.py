@@ -1,13 +1,14 @@
 """Estimates of a rank's memory. Shapes: B rows of a micro-batch, S tokens of prompt and completion, V vocabulary."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from app.policy.logprobs import CHUNK_ELEMENTS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch.nn import Parameter
     from transformers import PreTrainedConfig, PreTrainedModel
 
 Phase = Literal["held", "training", "generating"]
@@ -59,23 +60,40 @@ class ParameterCounts:
         trainable: those that take a gradient.
         layer: of the largest decoder layer.
         rest: outside the decoder layers (embeddings, output head, last norm).
+        total_bytes: of all of them as they are stored.
+        trainable_bytes: of those that take a gradient.
     """
 
     total: int
     trainable: int
     layer: int
     rest: int
+    total_bytes: int
+    trainable_bytes: int
 
 
-def count_parameters(model: "PreTrainedModel") -> ParameterCounts:
-    """Counts of a model, which may lie on the meta device."""
-    total = sum(parameter.numel() for parameter in model.parameters())
+def count_parameters(model: "PreTrainedModel", bytes_each: int | None = None) -> ParameterCounts:
+    """Counts of a model, which may lie on the meta device; ``bytes_each`` replaces the parameters' own size."""
+    parameters = list(model.parameters())
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
     names = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [
-        sum(p.numel() for p in module.parameters()) for module in model.modules() if type(module).__name__ in names
-    ]
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return ParameterCounts(total, trainable, max(layers, default=0), total - sum(layers))
+    layers = [_size(module.parameters()) for module in model.modules() if type(module).__name__ in names]
+    return ParameterCounts(
+        total=_size(parameters),
+        trainable=_size(trainable),
+        layer=max(layers, default=0),
+        rest=_size(parameters) - sum(layers),
+        total_bytes=_bytes(parameters, bytes_each),
+        trainable_bytes=_bytes(trainable, bytes_each),
+    )
+
+
+def _size(parameters: "Iterable[Parameter]") -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _bytes(parameters: "Iterable[Parameter]", each: int | None) -> int:
+    return sum(parameter.numel() * (each or parameter.element_size()) for parameter in parameters)
 
 
 @dataclass(frozen=True)
@@ -94,8 +112,7 @@ class Resident:
 
     Attributes:
         counts: of the policy.
-        stored_bytes: of a parameter, its gradient and each running mean.
-        compute_bytes: of an activation; less than ``stored_bytes`` under mixed precision.
+        compute_bytes: of a parameter in a forward pass; fewer than it is stored in under mixed precision.
         shards: parts that all of it is cut into.
         buckets: whether the strategy copies gradients into buckets (DDP).
         optimizer: its name in :class:`OptimizerSettings`.
@@ -103,7 +120,6 @@ class Resident:
     """
 
     counts: ParameterCounts
-    stored_bytes: int
     compute_bytes: int
     shards: int
     buckets: bool
@@ -113,18 +129,19 @@ class Resident:
 
 def resident_items(held: Resident) -> list[Item]:
     """Weights, gradients, optimiser and reference."""
-    counts, each, shards = held.counts, held.stored_bytes, held.shards
+    counts, shards = held.counts, held.shards
     over = f" / {shards} ranks" if shards > 1 else ""
-    state = 2 * (EIGHT_BIT if held.optimizer == "adamw8bit" else each)
+    trained, gradients = f"{counts.trainable:,} parameters", counts.trainable_bytes
+    moments = 2 * EIGHT_BIT * counts.trainable if held.optimizer == "adamw8bit" else 2 * gradients
     items = [
-        _item("weights", counts.total * each / shards, "held", f"{counts.total:,} × {each} B{over}"),
-        _item("gradients", counts.trainable * each / shards, "held", f"{counts.trainable:,} × {each} B{over}"),
-        _item("optimiser", counts.trainable * state / shards, "held", f"{held.optimizer}: × {state:g} B{over}"),
+        Item("weights", counts.total_bytes / shards, "held", f"{counts.total:,} parameters{over}"),
+        Item("gradients", gradients / shards, "held", trained + over),
+        Item("optimiser", moments / shards, "held", f"{held.optimizer}, two running means of each{over}"),
     ]
     if held.buckets:
-        items.append(_item("gradient buckets", counts.trainable * each, "held", "DDP's copy of the gradients"))
+        items.append(Item("gradient buckets", gradients, "held", "DDP's copy of the gradients"))
     if held.reference:
-        items.append(_item("reference", counts.total * each / shards, "held", f"frozen copy of the policy{over}"))
+        items.append(Item("reference", counts.total_bytes / shards, "held", f"frozen copy of the policy{over}"))
     return [*items, *_transient_weights(held)]
 
 
@@ -132,9 +149,9 @@ def _transient_weights(held: Resident) -> list[Item]:
     counts, each = held.counts, held.compute_bytes
     if held.shards > 1:
         gathered = (counts.rest + 2 * counts.layer) * each
-        return [_item("gathered weights", gathered, "held", f"embeddings, head and 2 layers × {each} B")]
-    if each < held.stored_bytes:
-        return [_item("autocast copies", counts.total * each, "training", f"weights × {each} B")]
+        return [Item("gathered weights", gathered, "held", f"embeddings, head and 2 layers × {each} B")]
+    if counts.total * each < counts.total_bytes:
+        return [Item("autocast copies", counts.total * each, "training", f"weights × {each} B")]
     return []
 
 
@@ -173,8 +190,8 @@ def training_items(batch: MicroBatch, shape: Shape, compute_bytes: int, mixed: b
     switch = "with checkpointing" if batch.checkpointing else "without checkpointing"
     other = f"{'without' if batch.checkpointing else 'with'}: {format_bytes(whole if batch.checkpointing else stored)}"
     return [
-        _item("activations", stored if batch.checkpointing else whole, "training", f"{switch}; {other}"),
-        _item("logits", logits, "training", logits_formula),
+        Item("activations", stored if batch.checkpointing else whole, "training", f"{switch}; {other}"),
+        Item("logits", logits, "training", logits_formula),
     ]
 
 
@@ -199,8 +216,8 @@ def generation_items(rows: int, tokens: int, shape: Shape, bytes_each: int) -> l
     formula = f"{rows} rows × {tokens:,} tokens × {per_token:,} B, and room"
     sampling = rows * shape.vocab * (bytes_each + 3 * FLOAT32)
     return [
-        _item("KV cache", cache, "generating", formula),
-        _item("sampling", sampling, "generating", f"logits of {rows} rows, and 3 float32 copies"),
+        Item("KV cache", cache, "generating", formula),
+        Item("sampling", sampling, "generating", f"logits of {rows} rows, and 3 float32 copies"),
     ]
 
 
@@ -215,15 +232,3 @@ def format_bytes(value: float) -> str:
     if value >= GIB:
         return f"{value / GIB:,.2f} GiB"
     return f"{value / 2**20:,.1f} MiB" if value >= 2**20 else f"{value / 2**10:,.1f} KiB"
-
-
-def _item(name: str, value: float, phase: Phase, formula: str) -> Item:
-    return Item(name, value, phase, formula)
-
-
-def on_meta_device(config: "PreTrainedConfig") -> Any:
-    """The model of ``config`` without memory for its parameters."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)

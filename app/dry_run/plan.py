@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.dry_run.layout import Layout, plan_layout
-from app.dry_run.memory import ParameterCounts, Shape, count_parameters, on_meta_device
+from app.dry_run.memory import ParameterCounts, Shape, count_parameters
 from app.dry_run.sources import Resolved, first_problems, resolve
 from app.errors import ConfigurationError
 from modules.grpo_lambda import GRPOLambdaModule
@@ -88,46 +88,44 @@ def make_plan(parts: Parts) -> Plan:
     Raises:
         ConfigurationError: what a run would stop at.
     """
-    layout = plan_layout(parts.trainer)
-    settings = parts.module.policy_settings
-    config, tokenizer = model_config(settings), parts.module.tokenizer
-    _check_vocabulary(config, tokenizer)
+    from app.data.prompts import PromptEncoder
+
     if parts.data.train is None:
         raise ConfigurationError("fit needs a training set", key="data.train")
-    from app.data.prompts import PromptEncoder
-    from app.policy.sources import loading
-
+    layout, settings = plan_layout(parts.trainer), parts.module.policy_settings
+    policy, tokenizer = meta_policy(settings), parts.module.tokenizer
+    _check_vocabulary(policy.config, tokenizer)
     encoder, train = PromptEncoder(parts.data.prompt, tokenizer), resolve(parts.data.train)
-    with loading("model", settings.path or config.model_type, "policy"):
-        counts = count_parameters(on_meta_device(config))
     prompt_tokens, source = _prompt_tokens(parts, encoder, train)
     return Plan(
-        parts, layout, config, tokenizer, encoder, Shape.of(config), counts, train, prompt_tokens, source
+        parts=parts,
+        layout=layout,
+        config=policy.config,
+        tokenizer=tokenizer,
+        encoder=encoder,
+        shape=Shape.of(policy.config),
+        counts=count_parameters(policy, 2 if layout.halves_weights else None),
+        train=train,
+        prompt_tokens=prompt_tokens,
+        prompt_source=source,
     )
 
 
-def model_config(settings: "PolicySettings") -> "PreTrainedConfig":
-    """The HF configuration of a policy: of its folder, of the hub, of a new model or of a training checkpoint.
+def meta_policy(settings: "PolicySettings") -> Any:
+    """The policy, adapters included, without memory for its parameters: of a folder, of the hub, new, or trained.
 
     Raises:
         ConfigurationError: as in :func:`app.policy.models.load_policy`, for all that does not lie in the weights.
     """
     from app.policy.checkpoints import is_checkpoint, trained_from
-    from app.policy.models import check, load_tokenizer
-    from app.policy.sources import expanded, loading, quiet
+    from app.policy.lora import add_adapters
+    from app.policy.models import check_path, empty_policy
 
-    check(settings)
+    check_path(settings)
     if is_checkpoint(settings.path):
-        return model_config(trained_from(settings))
-    from transformers import AutoConfig
-
-    with quiet(), loading("configuration", settings.path or "policy.config", "policy"):
-        if settings.path is not None:
-            return AutoConfig.from_pretrained(
-                expanded(settings.path), revision=settings.revision, trust_remote_code=False
-            )
-        entries = {"vocab_size": len(load_tokenizer(settings)), **(settings.config or {})}
-        return AutoConfig.for_model(entries.pop("model_type"), **entries)
+        return meta_policy(trained_from(settings))
+    model = empty_policy(settings)
+    return model if settings.lora is None else add_adapters(model, settings.lora, seed=0)
 
 
 def _check_vocabulary(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -8,6 +8,7 @@ from app.dry_run.batches import batch_counts
 from app.dry_run.memory import (
     Item,
     MicroBatch,
+    Phase,
     Resident,
     format_bytes,
     generation_items,
@@ -51,10 +52,10 @@ def memory_items(plan: Plan) -> list[Item]:
     parts, layout = plan.parts, plan.layout
     settings, rl = parts.module.policy_settings, parts.reinforcement
     stored, compute = layout.stored_bytes(settings.dtype), layout.compute_bytes(settings.dtype)
-    reference = rl is not None and rl.objective.beta > 0
+    # With adapters the reference is the base, adapters off.
+    reference = rl is not None and rl.objective.beta > 0 and settings.lora is None
     held = Resident(
         counts=plan.counts,
-        stored_bytes=stored,
         compute_bytes=compute,
         shards=layout.shards,
         buckets=layout.kind == "ddp",
@@ -94,10 +95,10 @@ def _colocated_items(plan: Plan, engine: VLLMEngine, rows: int, stored: int) -> 
     """vLLM beside the trainer: its own weights, and a cache that it makes as large as it is told."""
     settings = engine.settings
     each = stored if settings.dtype == "policy" else {"float32": 4}.get(settings.dtype, 2)
-    phase = "generating" if settings.sleep_level > 0 else "held"
+    phase: Phase = "generating" if settings.sleep_level > 0 else "held"
     per_token = plan.shape.kv_bytes_per_token(each)
     rows = min(rows, settings.max_sequences)
-    cache = rows * plan.row_tokens * per_token
+    cache = float(rows * plan.row_tokens * per_token)
     formula = f"for {rows} completions at their longest; vLLM takes gpu_memory_share {settings.gpu_memory_share:g}"
     if settings.kv_cache_gib is not None:
         cache, formula = settings.kv_cache_gib * 2**30, "kv_cache_gib"
@@ -130,9 +131,12 @@ def _model(plan: Plan) -> Rows:
     shape, counts = plan.shape, plan.counts
     trainable = "all trainable" if counts.trainable == counts.total else f"{counts.trainable:,} trainable"
     yield "parameters", f"{counts.total:,} ({trainable})"
-    yield "shape", (
-        f"{plan.config.model_type}: {shape.layers} layers × {shape.hidden}, {shape.heads} heads "
-        f"({shape.kv_heads} of keys and values) × {shape.head_size}, FFN {shape.ffn}, vocabulary {shape.vocab:,}"
+    yield (
+        "shape",
+        (
+            f"{plan.config.model_type}: {shape.layers} layers × {shape.hidden}, {shape.heads} heads "
+            f"({shape.kv_heads} of keys and values) × {shape.head_size}, FFN {shape.ffn}, vocabulary {shape.vocab:,}"
+        ),
     )
     yield "context", "without limit" if shape.context is None else f"{shape.context:,} tokens"
     yield "prompt", f"{plan.prompt_tokens} tokens ({plan.prompt_source})"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from app.errors import ConfigurationError
+from app.policy.lora import LoraSettings, has_adapters
 from app.policy.sources import nearest_sibling, refuse
 from app.policy.tokenizers import NewTokenizerSettings
 
@@ -57,6 +58,8 @@ def trained_from(settings: "Settings") -> "Settings":
     values = {name: value for name, value in saved.items() if name in known}
     if isinstance(values.get("tokenizer"), dict):
         values["tokenizer"] = NewTokenizerSettings(**values["tokenizer"])
+    if isinstance(values.get("lora"), dict):
+        values["lora"] = LoraSettings(**values["lora"])
     values |= {name: getattr(settings, name) for name in OWN_SETTINGS}
     if settings.tokenizer is not None:
         values["tokenizer"] = settings.tokenizer
@@ -69,14 +72,23 @@ def load_trained_weights(policy: "PreTrainedModel", path: str) -> "PreTrainedMod
     Raises:
         ConfigurationError: the weights are not this policy's.
     """
-    state = _read(Path(path).expanduser(), path, weights=True).get("state_dict", {})
-    weights = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     try:
-        policy.load_state_dict(weights)
+        # Of a policy with adapters, checkpoints hold the adapters alone.
+        policy.load_state_dict(read_weights(path), strict=not has_adapters(policy))
     except RuntimeError as error:
         cause = " ".join(str(error).split())
         raise ConfigurationError(f"the weights in {path} do not fit: {cause[:300]}", key="policy.path") from error
     return policy
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """The policy's whole trained weights by name, those of a file left on the disk until they are used.
+
+    Raises:
+        ConfigurationError: the checkpoint cannot be read.
+    """
+    state = _read(Path(path).expanduser(), path, weights=True).get("state_dict", {})
+    return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
 
 
 def _read(path: Path, shown: str, weights: bool) -> dict[str, Any]:

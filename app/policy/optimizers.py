@@ -66,18 +66,37 @@ def lr_factor(settings: OptimizerSettings, iteration: int, total: float) -> floa
 
 
 def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], settings: OptimizerSettings
+    matrices: Iterable[torch.nn.Parameter], vectors: Iterable[torch.nn.Parameter], settings: OptimizerSettings
 ) -> torch.optim.Optimizer:
-    """The optimiser over the trainable ones of ``parameters``; vectors (norms, biases) are not decayed."""
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    """The optimiser over trained parameters; vectors (norms, biases) are not decayed.
+
+    Raises:
+        ConfigurationError: bitsandbytes is needed and not installed.
+    """
     groups = [
-        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": list(matrices), "weight_decay": settings.weight_decay},
+        {"params": list(vectors), "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if settings.name == "adamw8bit":
         return _adamw8bit()(groups, lr=settings.lr, betas=settings.betas)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+
+
+def check_optimizer(settings: OptimizerSettings, sharded: bool) -> None:
+    """Refuses what could only fail once the model is loaded.
+
+    Raises:
+        ConfigurationError: bitsandbytes is needed and not installed, or cannot work on sharded parameters.
+    """
+    if settings.name != "adamw8bit":
+        return
+    if sharded:
+        raise ConfigurationError(
+            "adamw8bit works on whole parameters only: use it with strategy ddp or on one device, or use adamw",
+            key="model.optimizer.name",
+        )
+    _adamw8bit()
 
 
 def _adamw8bit() -> type[torch.optim.Optimizer]:

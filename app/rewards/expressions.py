@@ -11,7 +11,9 @@ from app.rewards.answer_types import Node, number
 from app.rewards.lexer import Token, UnreadableError, expand_words
 from app.rewards.vocabulary import FUNCTIONS, GREEK, names
 
+#: Bounds on the depth of the parser's recursion and of the tree, which later steps walk recursively.
 MAX_DEPTH = 60
+MAX_TOKENS = 300
 
 _DECORATIONS = names("overline bar tilde dot ddot hat widehat widetilde check acute grave breve")
 _CLOSERS = {"(": ")", "[": "]", "{": "}", "⌊": "⌋", "⌈": "⌉", "\\{": "\\}"}
@@ -22,7 +24,10 @@ _PRODUCT_SIGNS = frozenset(("times", "cdot"))
 
 def parse_expression(tokens: list[Token]) -> Node:
     """The tree of all the tokens; :class:`UnreadableError` where they are no expression."""
-    parser = _Parser(expand_words(tokens))
+    expanded = expand_words(tokens)
+    if len(expanded) > MAX_TOKENS:
+        raise UnreadableError("too long")
+    parser = _Parser(expanded)
     tree = parser.sum()
     if parser.position != len(parser.tokens):
         raise UnreadableError(f"unexpected {parser.tokens[parser.position].value!r}")
@@ -234,22 +239,21 @@ class _Parser:
     def split_digit(self) -> str:
         """TeX's unbraced argument: one digit of a number; what is left of the number stays."""
         token = self.next()
+        if not token.value[0].isdigit() or token.decimal:
+            raise UnreadableError("a decimal number without braces")
         if len(token.value) > 1:
             self.position -= 1
             rest = token.value[1:]
             self.tokens = [*self.tokens]
-            self.tokens[self.position] = Token("number", rest, False, "." in rest)
+            self.tokens[self.position] = Token("number", rest)
         return token.value[0]
 
     def argument(self) -> Node:
         """The argument of a TeX command: a braced group or a single token."""
         token = self.peek()
         if token is not None and token.kind == "number":
-            return number(int(digit)) if (digit := self.split_digit()).isdigit() else self._no_argument()
+            return number(int(self.split_digit()))
         return self.deeper(self.atom)
-
-    def _no_argument(self) -> Node:
-        raise UnreadableError("an argument is missing")
 
     def symbol(self, name: str) -> Node:
         primes = 0
@@ -363,7 +367,7 @@ class _Parser:
             opener = self.next().value
             args = self.arguments(_CLOSERS[opener])
         else:
-            args = (self.bare_argument(),)
+            args = (self.deeper(self.bare_argument),)
         if name == "log" and base is not None:
             return Node("fn", (*args, base), "log_base")
         if base is not None:
@@ -374,7 +378,7 @@ class _Parser:
         """The argument of a function without brackets: the factors that follow, up to a sign or a function."""
         if self.at("-"):
             self.next()
-            return Node("neg", (self.bare_argument(),))
+            return Node("neg", (self.deeper(self.bare_argument),))
         node = self.power()
         while self.starts_factor():
             token = self.peek()

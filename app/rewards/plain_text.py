@@ -13,6 +13,7 @@ _LEAD_IN = re.compile(
     r"about\s+|roughly\s+|option\s+|choice\s+)",
     re.IGNORECASE,
 )
+_FINAL_DOTS = re.compile(r"\\text\s*\{[.,;:\s]*\}")
 _CLOCK = re.compile(
     r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*(a\s*\.?\s*m\s*\.?|p\s*\.?\s*m\s*\.?|)", re.IGNORECASE
 )
@@ -43,7 +44,10 @@ def strip_lead_in(text: str) -> str:
 
 
 def _without_final_dots(text: str) -> str:
-    return re.sub(r"(?:\s|[.,;:]|\\text\s*\{[.,;:\s]*\})+$", "", text).strip()
+    stripped = text.rstrip(" .,;:")
+    if stripped.endswith("}") and (empty := _FINAL_DOTS.fullmatch(stripped, max(stripped.rfind("\\text"), 0))):
+        return _without_final_dots(stripped[: empty.start()])
+    return stripped.strip()
 
 
 def _without_outer_braces(text: str) -> str:

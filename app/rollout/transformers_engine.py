@@ -6,7 +6,6 @@ ended leave the batch. Nothing is copied from the trainer: ``sync`` only takes n
 Shapes: B rows of one batch, L of them still live, P prompts, S width of the prompts, T longest completion.
 """
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from app.errors import ConfigurationError
 from app.policy.packing import pad_left, positions
+from app.policy.sharding import evaluation_mode, whole_parameters
 from app.rollout.engine import Completion, FinishReason, GenerationRequest, PolicyOwner
 from app.rollout.sampling import draw, uniforms
 from app.rollout.stopping import StopStrings
@@ -68,7 +68,8 @@ class TransformersEngine:
         policy = self._module.policy
         _check(requests, policy)
         done: dict[Row, Completion] = {}
-        with _evaluation_mode(policy):
+        # Ranks decode for as long as their own completions last: no step may wait for another rank.
+        with whole_parameters(policy), evaluation_mode(policy):
             for rows in self._batches(requests):
                 done |= _Batch(self._module, requests, rows).run()
         return [[done[number, i] for i in range(request.n)] for number, request in enumerate(requests)]
@@ -258,15 +259,3 @@ def _check(requests: Sequence[GenerationRequest], policy: "PreTrainedModel") -> 
 def _context_length(policy: "PreTrainedModel") -> int | None:
     """Tokens that the model can tell positions of; None where it has no limit."""
     return getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-
-
-@contextlib.contextmanager
-def _evaluation_mode(policy: "PreTrainedModel") -> Iterator[None]:
-    """Eval mode inside; every submodule's own mode is restored."""
-    training = [module for module in policy.modules() if module.training]
-    policy.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

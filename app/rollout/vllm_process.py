@@ -56,6 +56,8 @@ class EngineProcess:
         """Starts the server in a session of its own: Ctrl-C reaches the trainer alone, which then ends the group."""
         command = [sys.executable, "-m", "app.rollout.vllm_server", "--listen", address, "--parent", str(os.getpid())]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+        # CUDA IPC handles come pickled; only this user can open the socket
+        environment.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
         if devices is not None:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
         with self._log_path.open("wb") as log:

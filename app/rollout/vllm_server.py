@@ -7,6 +7,7 @@ trainer at a time. Whoever reaches the port can use the engine: let it listen on
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -93,12 +94,13 @@ def serve(listener: socket.socket, server: EngineServer) -> None:
                 send(connection, server.answer(header, payload))
 
 
-def end_with(parent: int) -> None:
-    """Ends this process and its children once ``parent`` is no longer its parent, however that one ended."""
+def end_with(parent: int, folder: Path) -> None:
+    """Ends this process and its children, and removes ``folder``, once ``parent`` is no longer its parent."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
+        shutil.rmtree(folder, ignore_errors=True)
         os.killpg(os.getpgid(0), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -108,13 +110,14 @@ def main() -> None:
     """Listens until the process is ended."""
     parser = argparse.ArgumentParser(prog="python -m app.rollout.vllm_server", description=__doc__)
     parser.add_argument("--listen", required=True, help="host:port, or unix:/path")
-    parser.add_argument("--parent", type=int, help="end when this process, which started us, has ended")
+    parser.add_argument("--parent", type=int, help="end with this process, which made the socket's folder")
     arguments = parser.parse_args()
-    if arguments.parent is not None:
-        end_with(arguments.parent)
     check_address(arguments.listen)
+    own = None if arguments.parent is None else Path(arguments.listen.removeprefix("unix:")).parent
+    if own is not None:
+        end_with(arguments.parent, own)
     family, address = socket_address(arguments.listen)
-    with tempfile.TemporaryDirectory() as folder, socket.socket(family) as listener:
+    with tempfile.TemporaryDirectory(dir=own) as folder, socket.socket(family) as listener:
         if family == socket.AF_INET:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -47,7 +47,7 @@ def _rewritten(answer: str) -> list[str]:
     if "left" not in answer:
         forms.append(answer.replace("(", r"\left(").replace(")", r"\right)"))
     if not _IS_VALUE.search(answer):
-        forms += [f"x = {answer}", f"{answer} = x"]
+        forms += [f"w = {answer}"] + ([] if re.fullmatch("[A-Za-z]|.alpha", answer) else [f"{answer} = w"])
     return forms
 
 

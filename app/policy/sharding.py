@@ -1,0 +1,415 @@
+"""What differs between one process, DDP, FSDP and FSDP2, all in this file: building, gathering, clipping, generating.
+
+- ``single``, ``ddp``: every rank holds the whole model.
+- ``fsdp2`` (``fully_shard``): every parameter is a DTensor, split by rows over all ranks. The model is built on the meta
+  device, and a rank reads or draws no more than its own rows.
+- ``fsdp`` (FullyShardedDataParallel): flat parameters; whole layers are read one at a time and then split.
+
+Precision: parameters stay as they are (float32 master weights, unless ``policy.dtype`` says otherwise), gradients are
+reduced in float32. "bf16-mixed" runs the policy's forward pass under autocast. "bf16-true" casts the parameters
+themselves as they are gathered; without sharding nothing is gathered, and it is "bf16-mixed". Only the policy's own
+forward pass is affected: log-probabilities, traces and the loss are float32 in any case.
+"""
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+
+from app.errors import ConfigurationError
+from app.policy.checkpoints import is_checkpoint, read_weights, trained_from
+from app.policy.filling import StoredTensors, draw
+from app.policy.lora import base_name, first_value, has_adapters, is_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from app.policy.models import PolicySettings
+
+Kind = Literal["single", "ddp", "fsdp", "fsdp2"]
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
+_WHOLE = "parameters_are_whole"
+"""Attribute of a model inside :func:`whole_parameters`."""
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a policy lies on the ranks.
+
+    Attributes:
+        kind: see above.
+        device: this rank's.
+        precision: "32-true", "bf16-mixed" or "bf16-true".
+        fsdp_options: keyword arguments of FullyShardedDataParallel, for kind "fsdp".
+    """
+
+    kind: Kind = "single"
+    device: torch.device = torch.device("cpu")
+    precision: str = "32-true"
+    fsdp_options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise ConfigurationError(
+                f"must be one of {', '.join(PRECISIONS)}, got {self.precision!r}", key="trainer.precision"
+            )
+
+    def load_policy(self, settings: "PolicySettings", seed: int) -> "PreTrainedModel":
+        """The policy on this rank, in eval mode. Collective: every rank calls it.
+
+        Raises:
+            ConfigurationError: see :func:`app.policy.models.load_policy`; bfloat16 parameters under a precision that
+                promises float32 ones.
+        """
+        if self.precision != "32-true" and settings.dtype != "float32" and settings.lora is None:
+            raise ConfigurationError(
+                f"is {settings.dtype}, but precision {self.precision} trains float32 master weights: leave it out",
+                key="policy.dtype",
+            )
+        return self._load(settings, seed, frozen=False, offload=False)
+
+    def load_reference(self, settings: "PolicySettings", seed: int, offload: bool) -> "PreTrainedModel":
+        """The policy's initial weights alone, frozen, and sharded as the policy is.
+
+        Args:
+            settings: the policy's.
+            seed: the policy's.
+            offload: its weights wait in host memory and come to the device as they are needed.
+        """
+        return self._load(replace(settings, lora=None), seed, frozen=True, offload=offload)
+
+    def _load(self, settings: "PolicySettings", seed: int, frozen: bool, offload: bool) -> "PreTrainedModel":
+        from app.policy.models import load_policy
+
+        offload = offload and self.device.type != "cpu"
+        if self.kind == "fsdp2":
+            return self._load_fsdp2(settings, seed, frozen, offload)
+        if self.kind == "fsdp":
+            return self._load_fsdp(settings, seed, frozen, offload)
+        model = load_policy(settings, seed)
+        if frozen:
+            model.requires_grad_(False)
+            model = model if offload else model.to(self.device)
+        return self._with_autocast(model)
+
+    def _with_autocast(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        if self.precision == "bf16-mixed" or (self.precision == "bf16-true" and self.kind in ("single", "ddp")):
+            _Autocast(self.device.type).attach(model)
+        return model
+
+    def _load_fsdp2(self, settings: "PolicySettings", seed: int, frozen: bool, offload: bool) -> "PreTrainedModel":
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+        from app.policy.models import empty_policy, finished
+
+        origin = _origin(settings)
+        model = finished(empty_policy(origin), replace(origin, lora=settings.lora or origin.lora), seed)
+        if frozen:
+            model.requires_grad_(False)
+        low = torch.bfloat16 if self.precision == "bf16-true" else None
+        options: dict[str, Any] = {
+            "mesh": init_device_mesh(self.device.type, (torch.distributed.get_world_size(),)),
+            "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32),
+            "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+        }
+        for layer in _layers(model):
+            fully_shard(layer, **options)
+        # What is not trained has no backward pass that would shard it again.
+        fully_shard(model, reshard_after_forward=True if frozen else None, **options)
+        model.to_empty(device="cpu" if offload else self.device)
+        _fill_shards(model, settings, seed)
+        _fill_buffers(model, self.device)
+        return self._with_autocast(model)
+
+    def _load_fsdp(self, settings: "PolicySettings", seed: int, frozen: bool, offload: bool) -> "PreTrainedModel":
+        from torch.distributed.fsdp import CPUOffload, MixedPrecision
+        from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+        from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+        from app.policy.models import load_policy
+
+        model = load_policy(settings, seed)
+        if frozen:
+            model.requires_grad_(False)
+        matrices = {name for name, parameter in model.named_parameters() if parameter.dim() > 1}
+        self._with_autocast(model)
+        low = torch.float32 if self.precision == "32-true" else torch.bfloat16
+        options: dict[str, Any] = {
+            "mixed_precision": MixedPrecision(low, torch.float32, torch.float32),
+            "use_orig_params": True,
+            **dict(self.fsdp_options),
+        }
+        if offload:
+            options["cpu_offload"] = CPUOffload(True)
+        classes = {type(layer) for layer in _layers(model)}
+        wrapped = FSDP(model, auto_wrap_policy=ModuleWrapPolicy(classes), device_id=self.device, **options)
+        wrapped.matrix_names = matrices
+        return cast("PreTrainedModel", wrapped)
+
+
+class _Autocast:
+    """Runs a model's forward pass in bfloat16 where torch.autocast thinks it safe, whoever calls the model."""
+
+    def __init__(self, device_type: str) -> None:
+        self._device_type = device_type
+        self._open: list[torch.autocast] = []
+
+    def attach(self, model: torch.nn.Module) -> None:
+        model.register_forward_pre_hook(self._enter)
+        model.register_forward_hook(self._exit, always_call=True)
+
+    def _enter(self, *_: Any) -> None:
+        context = torch.autocast(self._device_type, dtype=torch.bfloat16, cache_enabled=False)
+        context.__enter__()
+        self._open.append(context)
+
+    def _exit(self, *_: Any) -> None:
+        self._open.pop().__exit__(None, None, None)
+
+
+def _origin(settings: "PolicySettings") -> "PolicySettings":
+    """The settings of the model that is to be built: those behind a checkpoint, or ``settings``."""
+    while is_checkpoint(settings.path):
+        settings = trained_from(settings)
+    return settings
+
+
+def _base(model: Any) -> "PreTrainedModel":
+    """The Hugging Face model inside adapters."""
+    return model.get_base_model() if has_adapters(model) else model
+
+
+def _layers(model: Any) -> list[torch.nn.Module]:
+    """The decoder layers: what is gathered at once."""
+    names = set(_base(model)._no_split_modules or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ConfigurationError(
+            f"{type(_base(model)).__name__} does not say which of its modules are layers: it cannot be sharded; "
+            "use strategy ddp",
+            key="trainer.strategy",
+        )
+    return layers
+
+
+@torch.no_grad()
+def _fill_shards(model: Any, settings: "PolicySettings", seed: int) -> None:
+    """Puts values into this rank's rows of every parameter: from files, or as they are drawn for a new model."""
+    shards = dict(model.named_parameters())
+    if is_checkpoint(settings.path):
+        assert settings.path is not None
+        _fill_shards(model, trained_from(settings), seed)
+        trained = read_weights(settings.path)
+        for name in filter(trained.__contains__, shards):
+            _fill_rows(shards[name], lambda start, stop, name=name: trained[name][start:stop])  # type: ignore[misc]
+        return
+    if settings.path is not None:
+        stored = StoredTensors(settings)
+        for name in (name for name in shards if not is_adapter(name)):
+            read = functools.partial(stored.rows, base_name(name), shards[name].shape)
+            _fill_rows(shards[name], read)
+    else:
+        names = {base_name(name): name for name in shards}
+        draw(_base(model), seed, lambda name, whole: _fill_rows(shards[names[base_name(name)]], _rows_of(whole)))
+    for name in filter(is_adapter, shards):
+        _fill_rows(shards[name], _rows_of(first_value(name, shards[name].shape, seed)))
+
+
+def _rows_of(whole: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
+    return lambda start, stop: whole[start:stop]
+
+
+def _fill_rows(parameter: Any, read: Callable[[int, int], torch.Tensor]) -> None:
+    """Copies rows [start, stop) as ``read`` gives them into this rank's part of a DTensor, split as torch.chunk does."""
+    local, count = parameter.to_local(), parameter.shape[0]
+    start = min(parameter.device_mesh.get_local_rank() * -(-count // parameter.device_mesh.size()), count)
+    local.copy_(read(start, start + local.shape[0]))
+
+
+@torch.no_grad()
+def _fill_buffers(model: Any, device: torch.device) -> None:
+    """Computes the tables of rotary embeddings and the like, which no checkpoint holds."""
+    base = _base(model)
+    for module in base.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
+        if next(module.buffers(recurse=False), None) is not None:
+            base._init_weights(module)
+
+
+def is_fsdp2(model: Any) -> bool:
+    """Whether ``model`` is sharded by ``fully_shard``."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def is_fsdp(model: Any) -> bool:
+    """Whether ``model`` is a FullyShardedDataParallel."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return isinstance(model, FullyShardedDataParallel)
+
+
+@contextlib.contextmanager
+def whole_parameters(model: Any) -> Iterator[None]:
+    """Inside, any rank may call ``model`` any number of times without the others: for generation.
+
+    Entering and leaving are collective for a sharded model, unless an outer one of these contexts is open. Every rank
+    then holds all parameters on its device, in the precision that they are gathered in (for a model of 7 billion 15 GB
+    under bf16-true, 30 GB otherwise), and gives them back at the end. They must not be changed inside.
+    """
+    if getattr(model, _WHOLE, False) or not (is_fsdp2(model) or is_fsdp(model)):
+        yield
+        return
+    # Lightning validates in inference mode, and tensors that are gathered in it could not be trained with.
+    with torch.inference_mode(False), torch.no_grad(), (_unsharded if is_fsdp2(model) else _summoned)(model):
+        setattr(model, _WHOLE, True)
+        try:
+            yield
+        finally:
+            setattr(model, _WHOLE, False)
+
+
+@contextlib.contextmanager
+def _unsharded(model: Any) -> Iterator[None]:
+    from torch.distributed.fsdp import FSDPModule
+
+    model.set_reshard_after_forward(False)
+    # One pass gathers layer by layer, in the order and on the streams of training; what it gathers then stays.
+    model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=_device_of(model)), use_cache=False)
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        model.set_reshard_after_forward(True)
+        if any(parameter.requires_grad for parameter in model.parameters()):
+            model.set_reshard_after_forward(False, recurse=False)
+
+
+@contextlib.contextmanager
+def _summoned(model: Any) -> Iterator[None]:
+    """FullyShardedDataParallel's own forward refuses to run on summoned parameters: it is stepped over."""
+    from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+
+    wrappers = FSDP.fsdp_modules(model)
+    with FSDP.summon_full_params(model, writeback=False):
+        for wrapper in wrappers:
+            wrapper.forward = wrapper.module.__call__
+        try:
+            yield
+        finally:
+            for wrapper in wrappers:
+                del wrapper.forward
+
+
+def _device_of(model: Any) -> torch.device:
+    """Where the model computes; offloaded parameters lie elsewhere."""
+    buffer = next(model.buffers(), None)
+    return next(model.parameters()).device if buffer is None else buffer.device
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: Any) -> Iterator[None]:
+    """Eval mode inside; every submodule's own mode is restored."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def evaluation(model: Any, device: torch.device) -> Iterator[None]:
+    """Eval mode inside, and a whole model that was offloaded to host memory lies on ``device``."""
+    waits = isinstance(model, torch.nn.Module) and not (is_fsdp(model) or is_fsdp2(model))
+    waits = waits and _device_of(model) != device
+    if waits:
+        model.to(device)
+    with evaluation_mode(model):
+        try:
+            yield
+        finally:
+            if waits:
+                model.to("cpu")
+
+
+def clip_gradients(model: Any, max_norm: float | None) -> torch.Tensor:
+    """Scales the gradient down to the norm ``max_norm`` where it is larger; null only measures it. Collective.
+
+    Returns:
+        The norm before, over all ranks' parts.
+    """
+    limit = float("inf") if max_norm is None else max_norm
+    if is_fsdp(model):
+        return model.clip_grad_norm_(limit)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+
+def trained_parameters(model: Any) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """The trained matrices, and the trained vectors (norms and biases), by the shapes they have when whole."""
+    matrices = getattr(model, "matrix_names", None)
+    found: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.dim() > 1 if matrices is None else _unwrapped(name) in matrices
+            found[0 if is_matrix else 1].append(parameter)
+    return found
+
+
+def _unwrapped(name: str) -> str:
+    """A parameter's name without what FullyShardedDataParallel adds."""
+    return name.replace("_fsdp_wrapped_module.", "")
+
+
+@torch.no_grad()
+def whole_weights(model: Any, everywhere: bool = False) -> dict[str, torch.Tensor]:
+    """All parameters whole, in host memory, by name; tied ones once. Collective.
+
+    Args:
+        model: sharded or not.
+        everywhere: on every rank; otherwise other ranks than 0 get an empty dictionary.
+    """
+    wanted = everywhere or not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    weights: dict[str, torch.Tensor] = {}
+    with _summoned(model) if is_fsdp(model) else contextlib.nullcontext():
+        for name, parameter in model.named_parameters():
+            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            if wanted:
+                weights[_unwrapped(name)] = whole.detach().to("cpu", copy=True)
+    return weights
+
+
+def plain_model(model: Any) -> "PreTrainedModel":
+    """The Hugging Face model that ``model`` is, without sharding, adapters or values: on the meta device."""
+    base = _base(model.module if is_fsdp(model) else model)
+    kind = next(cls for cls in type(base).__mro__ if cls.__module__.startswith("transformers.models."))
+    with torch.device("meta"):
+        plain = kind._from_config(copy.deepcopy(base.config))
+    plain.generation_config = base.generation_config
+    return plain
+
+
+def number_by_model(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> dict[str, Any]:
+    """An optimiser's state dict in which parameters are numbered as they follow each other in ``module``.
+
+    torch numbers them by groups. Sharded strategies read a whole checkpoint by the order in the module; the plain ones
+    do not mind the numbers.
+    """
+    places = {id(parameter): place for place, parameter in enumerate(module.parameters())}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    new = {number: places[id(parameter)] for number, parameter in zip(numbers, held, strict=True)}
+    groups = [{**group, "params": [new[number] for number in group["params"]]} for group in state["param_groups"]]
+    return {"state": {new[number]: value for number, value in state["state"].items()}, "param_groups": groups}

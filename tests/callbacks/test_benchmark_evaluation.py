@@ -1,0 +1,203 @@
+"""Benchmarks beside training and under ``validate``: what they must not change, and what they must not forget."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback
+
+from app.data.prompts import PromptSettings
+from app.data.sources import JsonLinesSource
+from app.errors import ConfigurationError
+from app.evaluation import benchmarks
+from app.evaluation.lock import FolderLock
+from app.evaluation.results import read_results
+from app.rollout.engine import Completion, GenerationRequest, SamplingSettings
+from app.rollout.transformers_engine import TransformersEngine
+from callbacks import BenchmarkEvaluation, IterationCheckpoint
+from datamodules.base import BenchmarkSettings
+from tests.running import (
+    equal_weights,
+    fit,
+    make_benchmarks,
+    make_data,
+    make_module,
+    make_rollouts,
+    make_trainer,
+    weights_of,
+)
+
+SAMPLED = SamplingSettings(temperature=1.0, max_new_tokens=6)
+
+
+class CountingEngine(TransformersEngine):
+    """Counts the problems that it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        self.asked += len(requests)
+        return super().generate(requests)
+
+
+class Killed(Exception):
+    pass
+
+
+class KillInValidation(Callback):
+    """Ends the run when the evaluation after so many iterations begins."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready == self.iteration:
+            raise Killed
+
+
+class SaveAfterValidation(Callback):
+    def __init__(self, iteration: int, path: Path) -> None:
+        self.iteration, self.path = iteration, path
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.fit_loop.epoch_loop.batch_progress.current.ready == self.iteration:
+            trainer.save_checkpoint(self.path)
+
+
+def evaluation(**changes: Any) -> BenchmarkEvaluation:
+    return BenchmarkEvaluation(**({"sampling": SAMPLED, "seed": 4} | changes))
+
+
+def train(
+    folder: Path, callbacks: Sequence[Callback], iterations: int = 4, **trainer: Any
+) -> tuple[dict[str, torch.Tensor], Any]:
+    """Trains with an evaluation after every second iteration; the weights at the end, and the trainer."""
+    module, data = make_module(), make_data(iterations, benchmarks=make_benchmarks())
+    made = fit(folder, module, data, [make_rollouts(), *callbacks], **({"val_check_interval": 2} | trainer))
+    return weights_of(module), made
+
+
+def samples(folder: Path, iteration: int) -> list[str]:
+    path = folder / "evaluation" / f"iteration-{iteration:06d}" / "samples" / "heldout.jsonl"
+    return [json.loads(line)["completion"] for line in path.open()]
+
+
+def test_evaluation_does_not_change_training(tmp_path: Path) -> None:
+    without, _ = train(tmp_path / "a", [], limit_val_batches=0)
+    beside, trainer = train(tmp_path / "b", [evaluation()], val_check_interval=1, num_sanity_val_steps=-1)
+    own, _ = train(tmp_path / "c", [evaluation(engine=TransformersEngine())], val_check_interval=1)
+    assert equal_weights(without, beside)
+    assert equal_weights(without, own)
+    evaluated = sorted(path.name for path in (tmp_path / "b" / "evaluation").glob("iteration-*"))
+    assert evaluated == [f"iteration-{n:06d}" for n in range(5)]
+    assert {"eval/heldout/accuracy", "eval/heldout/no_answer_rate"} <= trainer.callback_metrics.keys()
+    assert samples(tmp_path / "b", 0) != samples(tmp_path / "b", 4)
+
+
+@pytest.mark.parametrize("iteration", [2, 4])
+def test_a_run_that_stopped_between_checkpoint_and_evaluation_makes_up_for_it(tmp_path: Path, iteration: int) -> None:
+    """4 is the last iteration: nothing is left to train, but its evaluation is."""
+    whole, _ = train(tmp_path / "whole", [evaluation()])
+    stopped = [KillInValidation(iteration), evaluation(), IterationCheckpoint(every_n_iterations=2, keep=9)]
+    with pytest.raises(Killed):
+        train(tmp_path / "stopped", stopped)
+    checkpoint = tmp_path / "stopped" / "checkpoints" / f"iteration-{iteration:06d}.ckpt"
+    module, data = make_module(), make_data(4, benchmarks=make_benchmarks())
+    trainer = make_trainer(tmp_path / "resumed", [make_rollouts(), evaluation()], val_check_interval=2)
+    trainer.fit(module, datamodule=data, ckpt_path=str(checkpoint), weights_only=False)
+    assert equal_weights(whole, weights_of(module))
+    for done in range(iteration, 5, 2):
+        assert samples(tmp_path / "resumed", done) == samples(tmp_path / "whole", done)
+
+
+@pytest.mark.parametrize("iteration", [2, 4])
+def test_an_evaluation_that_a_checkpoint_has_behind_it_is_not_repeated(tmp_path: Path, iteration: int) -> None:
+    """As ``best.ckpt``, which is saved when the evaluation is over."""
+    whole, _ = train(tmp_path / "whole", [evaluation(), SaveAfterValidation(iteration, tmp_path / "after.ckpt")])
+    module, data = make_module(), make_data(4, benchmarks=make_benchmarks())
+    trainer = make_trainer(tmp_path / "resumed", [make_rollouts(), evaluation()], val_check_interval=2)
+    trainer.fit(module, datamodule=data, ckpt_path=str(tmp_path / "after.ckpt"), weights_only=False)
+    assert equal_weights(whole, weights_of(module))
+    evaluated = sorted(path.name for path in (tmp_path / "resumed" / "evaluation").glob("iteration-*"))
+    assert evaluated == [f"iteration-{n:06d}" for n in (2, 4) if n > iteration]
+
+
+# ── validate ──
+
+
+def problems_file(folder: Path, answers: Sequence[str] = ("1", "2", "3", "4", "5")) -> Path:
+    rows = [{"id": f"row-{i}", "problem": f"what is {i} + 1 ?", "answer": answer} for i, answer in enumerate(answers)]
+    path = folder / "sums.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def validate(
+    folder: Path, answers: Sequence[str] = ("1", "2", "3", "4", "5"), prompt: str = "raw", **changes: Any
+) -> CountingEngine:
+    """Evaluates into ``folder/out``; returns the engine."""
+    source = JsonLinesSource(str(problems_file(folder, answers)))
+    engine = CountingEngine()
+    settings = {"engine": engine, "folder": str(folder / "out")} | changes
+    data = make_data(benchmarks={"sums": BenchmarkSettings(source)}, prompt=PromptSettings(prompt))
+    make_trainer(folder, [evaluation(**settings)]).validate(make_module(), datamodule=data, verbose=False)
+    return engine
+
+
+def test_validate_prints_the_table_and_writes_scores_settings_and_hashes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert validate(tmp_path).asked == 5
+    results = read_results(tmp_path / "out")
+    assert "sums" in capsys.readouterr().out
+    assert results["settings"]["prompts"]["sums"]["style"] == "raw"
+    assert results["settings"]["engine"] == "CountingEngine"
+    assert results["settings"]["policy"]["config"]["model_type"] == "llama"
+    assert results["benchmarks"]["sums"]["scores"]["accuracy"]["value"] == 0
+    assert len(results["model_hash"]) >= 16
+
+
+def test_a_finished_evaluation_is_not_repeated(tmp_path: Path) -> None:
+    validate(tmp_path)
+    scores = read_results(tmp_path / "out")
+    assert validate(tmp_path).asked == 0
+    assert read_results(tmp_path / "out") == scores
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"answers": ("1", "2", "3", "4", "6")},
+        {"answers": ("1", "2", "3", "4")},
+        {"prompt": "boxed"},
+        {"seed": 5},
+        {"sampling": SamplingSettings(temperature=0.5, max_new_tokens=6)},
+        {"grader_timeout_s": 1.0},
+        {"engine": None},
+    ],
+)
+def test_samples_made_with_anything_else_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    validate(tmp_path)
+    with pytest.raises(ConfigurationError, match="made with other settings"):
+        validate(tmp_path, **changes)
+
+
+def test_a_folder_that_another_evaluation_writes_into_is_refused(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "out"), pytest.raises(ConfigurationError, match=r"evaluation.folder: .*is writing"):
+        validate(tmp_path)
+    assert validate(tmp_path).asked == 5
+
+
+def test_gold_answers_that_cannot_be_read_are_named_before_anything_is_generated(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"sums: 1 of 3 gold answers cannot be read .*sums row-1 \('t\(0,4\]'\)"):
+        validate(tmp_path, answers=("1", "t(0,4]", r"\frac{1}{2}"))
+
+
+def test_a_misspelt_benchmark_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"evaluation.benchmarks.sum: .*did you mean 'sums'"):
+        validate(tmp_path, benchmarks={"sum": benchmarks.BenchmarkSettings()})
