@@ -85,6 +85,11 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     )
 
 
+def run_name(method: str, seed: int) -> str:
+    """The folder of a run, below the quickstart's."""
+    return f"{method.lower().replace('λ', 'lambda')}-seed{seed}"
+
+
 def read_scalars(folder: Path) -> Mapping[str, list[float]]:
     """All scalar curves of the newest TensorBoard run below ``folder``, by tag, in the order of steps."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -103,7 +108,7 @@ def _options() -> argparse.Namespace:
 
 
 def _learn(method: str, seed: int, shared: list[str], folder: Path) -> Outcome:
-    name = f"{method.lower().replace('λ', 'lambda')}-seed{seed}"
+    name = run_name(method, seed)
     _step(name, METHODS[method], [*shared, "--seed_everything", str(seed), "--name", name], folder, threads=1)
     scalars = read_scalars(folder / name)
     return Outcome(method, scalars["reward"], scalars["eval/heldout/accuracy"])

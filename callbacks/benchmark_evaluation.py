@@ -20,6 +20,7 @@ from app.evaluation.golds import report_golds
 from app.evaluation.lock import FolderLock
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
 from app.evaluation.samples import SampleLog, merge_samples
+from app.policy.sharding import whole_parameters
 from app.rewards.grading import Grader
 from app.rollout.engine import GenerationRequest, RolloutEngine, SamplingSettings
 from app.rollout.faults import GuardedEngine
@@ -108,6 +109,9 @@ class BenchmarkEvaluation(Callback):
         self._hashes = dict(zip(names, self._fingerprints(trainer, pl_module, names), strict=True))
         self._grader = self._resources.enter_context(self._new_grader())
         self._logs = {name: self._open_log(trainer, name) for name in names}
+        if isinstance(getattr(self._active, "engine", self._active), TransformersEngine):
+            # Gathered once: ranks have different numbers of problems left, and so of calls of the engine.
+            self._resources.enter_context(whole_parameters(pl_module.policy))
         trainer.strategy.barrier()
 
     def _output_folder(self, trainer: Trainer) -> Path:

@@ -1,17 +1,29 @@
 """Export of the policy as a Hugging Face folder, which transformers and vLLM load."""
 
+from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning import Callback, LightningModule, Trainer
+import torch
+from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from app.errors import ConfigurationError
+from app.policy.lora import has_adapters, save_adapter
+from app.policy.models import save_policy
+from app.policy.sharding import plain_model, whole_weights
+from app.rollout.weight_sync import policy_weights
 from callbacks.run_folder import run_folder
+
+if TYPE_CHECKING:
+    from modules.policy_module import PolicyModule
 
 
 class HFExport(Callback):
     """Writes the policy and its tokenizer when training ends and, if wished, every few iterations.
+
+    A policy with LoRA adapters is written with them merged into its weights, and beside that the adapters alone, as
+    peft reads them, in ``adapter``.
 
     Args:
         folder: where to; by default ``hf`` in the run's folder. Later exports replace it.
@@ -25,22 +37,36 @@ class HFExport(Callback):
         self.every_n_iterations = every_n_iterations
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: "PolicyModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done = batch_idx + 1
         if self.every_n_iterations and done % self.every_n_iterations == 0:
-            self._export(trainer, pl_module, self._target(trainer).with_name(f"{self._target(trainer).name}-iteration-{done}"))
+            self._export(
+                trainer, pl_module, self._target(trainer).with_name(f"{self._target(trainer).name}-iteration-{done}")
+            )
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
         self._export(trainer, pl_module, self._target(trainer))
 
     def _target(self, trainer: Trainer) -> Path:
         return Path(self.folder) if self.folder else run_folder(trainer) / "hf"
 
-    def _export(self, trainer: Trainer, module: Any, folder: Path) -> None:
-        from app.policy.models import save_policy
-
+    def _export(self, trainer: Trainer, module: "PolicyModule", folder: Path) -> None:
+        merged = policy_weights(module.policy)
+        adapters = whole_weights(module.policy) if has_adapters(module.policy) else {}
         if trainer.is_global_zero:
-            save_policy(module.policy, module.tokenizer, folder)
+            _write(module, {name: weight.to("cpu", copy=True) for name, weight in merged}, adapters, folder)
+        else:
+            deque(merged, maxlen=0)  # takes part in gathering, keeps nothing
         trainer.strategy.barrier()
         rank_zero_info(f"policy exported to {folder}")
+
+
+def _write(
+    module: "PolicyModule", merged: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor], folder: Path
+) -> None:
+    plain = plain_model(module.policy)
+    names = [name for name, _ in plain.named_parameters()]  # tied weights once
+    save_policy(plain, module.tokenizer, folder, {name: merged[name] for name in names})
+    if adapters:
+        save_adapter(module.policy, adapters, folder / "adapter")

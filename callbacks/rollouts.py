@@ -26,8 +26,8 @@ from app.rollout.experience import (
 from app.rollout.faults import GuardedEngine
 from app.rollout.metrics import MetricSums, record_experience
 from app.rollout.mismatch import CorrectionSettings, importance_weights
+from app.rollout.preflight import check_first_rollout
 from app.rollout.transformers_engine import TransformersEngine
-from callbacks.preflight import check_first_rollout
 
 if TYPE_CHECKING:
     from app.policy.packing import TokenBatch
@@ -216,7 +216,16 @@ class RolloutCallback(Callback):
         """Preflight on the first rollout of a process, importance weights on every one."""
         if self.preflight_limit is not None and not self._preflight_done:
             self._preflight_done = True
-            check_first_rollout(module, experience, self.sampling, self.preflight_limit)
+            check_first_rollout(
+                module.policy,
+                experience.tokens,
+                experience.sampler_log_probs,
+                experience.old_log_probs,
+                self.sampling,
+                self.preflight_limit,
+                module.reference,
+                pad_rollout(experience.rollout, module.tokenizer, templated=False).to(module.device),
+            )
         if self.correction is not None:
             experience.importance_weights = importance_weights(
                 experience.sampler_log_probs, experience.old_log_probs, experience.loss_mask, self.correction

@@ -9,8 +9,8 @@ from app.algorithm.advantages import check_advantage_settings, group_advantages
 from app.algorithm.objective import ObjectiveSettings, normaliser, policy_objective
 from app.data.problems import PromptBatch
 from app.errors import ConfigurationError
-from app.policy.lora import WithoutAdapters, has_adapters
 from app.policy.logprobs import TokenStatistics, token_log_probs
+from app.policy.lora import WithoutAdapters, has_adapters
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.packing import TokenBatch, split_by_rows
@@ -120,11 +120,11 @@ class GRPOLambdaModule(PolicyModule):
     def _token_advantages(self, experience: "Experience") -> torch.Tensor:
         """[B], or [B, T] where importance weights correct for the engine: they are constants, as A is."""
         rewards = experience.rewards
-        ranks = self.trainer.world_size if self.advantage_scale == "batch" else 1
-        if ranks > 1:  # the batch is that of all ranks
-            rewards = self.all_gather(rewards).flatten(0, 1)
+        first = self.trainer.global_rank * len(rewards) if self.advantage_scale == "batch" else 0
+        if self.advantage_scale == "batch":  # the batch is that of all ranks
+            rewards = torch.cat(self.gather_objects(rewards.cpu())).to(rewards.device)
         advantages = group_advantages(rewards, self.advantage_scale, self.clamp_negative)
-        advantages = advantages.chunk(ranks)[self.trainer.global_rank if ranks > 1 else 0].flatten()
+        advantages = advantages[first : first + len(experience.rewards)].flatten()
         if experience.importance_weights is None:
             return advantages
         return advantages[:, None] * experience.importance_weights

@@ -11,8 +11,8 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParalle
 
 from app.policy.lora import has_adapters, is_adapter
 from app.policy.models import PolicySettings
-from app.policy.optimizers import OptimizerSettings, build_optimizer, check_optimizer, lr_factor
-from app.policy.sharding import Kind, Sharding, clip_gradients, number_by_model, trained_parameters
+from app.policy.optimizers import OptimizerSettings, build_optimizer, check_optimizer, lr_factor, number_by_model
+from app.policy.sharding import Kind, Sharding, clip_gradients, trained_parameters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,9 +46,7 @@ class PolicyModule(LightningModule):
         )
         check_optimizer(self.optimizer_settings, sharded=self.sharding.kind in ("fsdp", "fsdp2"))
         # Lightning's own plugins would turn the master weights into bfloat16, or run traces and loss in it.
-        strategy.precision_plugin = (
-            FSDPPrecision("32-true") if isinstance(strategy, FSDPStrategy) else Precision()
-        )
+        strategy.precision_plugin = FSDPPrecision("32-true") if isinstance(strategy, FSDPStrategy) else Precision()
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -114,7 +112,7 @@ class PolicyModule(LightningModule):
         """The largest ``value`` on any rank."""
         if self.trainer.world_size == 1:
             return value
-        return int(self.all_gather(torch.tensor(value, device=self.device)).max())
+        return int(self.trainer.strategy.reduce(torch.tensor(value, device=self.device), reduce_op="max"))
 
     def gather_objects(self, value: Any) -> list[Any]:
         """``value`` of every rank, in the order of ranks."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from app.dry_run.plan import Plan
 from app.dry_run.sources import overlap_counts
 from app.errors import ConfigurationError
+from app.policy.optimizers import check_optimizer
 from app.rollout.engine import GenerationRequest
 
 LARGE = 100_000_000
@@ -20,6 +21,8 @@ def check_plan(plan: Plan) -> None:
     Raises:
         ConfigurationError: naming the key to change.
     """
+    _check_precision(plan)
+    check_optimizer(plan.parts.module.optimizer_settings, sharded=plan.layout.sharded)
     _check_context(plan)
     _check_monitor(plan)
     _check_engine(plan)
@@ -35,6 +38,15 @@ def warnings_of(plan: Plan, peak_bytes: float) -> list[str]:
             "smaller micro-batches or gradient_checkpointing"
         )
     return found
+
+
+def _check_precision(plan: Plan) -> None:
+    settings, precision = plan.parts.module.policy_settings, plan.layout.precision
+    if precision != "32-true" and settings.dtype != "float32" and settings.lora is None:
+        raise ConfigurationError(
+            f"is {settings.dtype}, but precision {precision} trains float32 master weights: leave it out",
+            key="policy.dtype",
+        )
 
 
 def _check_context(plan: Plan) -> None:
@@ -104,12 +116,11 @@ def _learning_rate(plan: Plan) -> Iterator[str]:
 
 
 def _precision(plan: Plan) -> Iterator[str]:
-    settings = plan.parts.module.policy_settings
-    lr = plan.parts.module.optimizer_settings.lr
-    if plan.layout.stored_bytes(settings.dtype) == 2 and lr < 1e-4:
+    settings, lr = plan.parts.module.policy_settings, plan.parts.module.optimizer_settings.lr
+    if settings.dtype != "float32" and settings.lora is None and lr < 1e-4:
         yield (
-            f"parameters of 16 bits: at lr {lr:g} most AdamW steps are smaller than their rounding and are lost; "
-            "policy.dtype float32 with trainer.precision bf16-mixed keeps them"
+            f"policy.dtype: at lr {lr:g} most AdamW steps are smaller than the rounding of {settings.dtype} and are "
+            "lost; leave it out and set trainer.precision to bf16-true or bf16-mixed"
         )
 
 

@@ -2,27 +2,27 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from app.errors import ConfigurationError
+from app.policy.sharding import Kind, Sharding
 
-Kind = Literal["single", "ddp", "sharded"]
-STORED_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-HALF_PRECISIONS = ("bf16-true", "16-true")
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The processes of a run.
+    """The processes of a run, and the sizes of numbers in them as :mod:`app.policy.sharding` makes them.
 
     Attributes:
         devices: ranks on each machine.
         nodes: machines.
-        kind: "single" and "ddp" hold everything on every rank, "sharded" (FSDP) divides it by the ranks.
+        kind: "single" and "ddp" hold everything on every rank, "fsdp" and "fsdp2" divide it by the ranks.
         strategy: its name, for the print-out.
         precision: Lightning's name of it.
+        offload: whether parameters and optimiser state wait in host memory.
         notes: what was assumed.
     """
 
@@ -31,6 +31,7 @@ class Layout:
     kind: Kind
     strategy: str
     precision: str
+    offload: bool = False
     notes: tuple[str, ...] = ()
 
     @property
@@ -38,36 +39,42 @@ class Layout:
         return self.devices * self.nodes
 
     @property
-    def shards(self) -> int:
-        """Parts that parameters, gradients and optimiser state are cut into."""
-        return self.ranks if self.kind == "sharded" else 1
+    def sharded(self) -> bool:
+        return self.kind in ("fsdp", "fsdp2")
 
     @property
-    def halves_weights(self) -> bool:
-        """Whether Lightning turns every parameter into one of 16 bits."""
-        return self.precision in HALF_PRECISIONS
+    def shards(self) -> int:
+        """Parts that parameters, gradients and optimiser state are cut into."""
+        return self.ranks if self.sharded else 1
 
-    def stored_bytes(self, dtype: str) -> int:
-        """Bytes of a parameter of a policy of ``dtype``."""
-        return 2 if self.halves_weights else STORED_BYTES[dtype]
+    def gathered_bytes(self, dtype: str) -> int:
+        """Bytes of a parameter of a policy of ``dtype`` as a forward pass finds it."""
+        low = self.precision == "bf16-true" or (self.precision == "bf16-mixed" and self.kind == "fsdp")
+        return 2 if self.sharded and low else BYTES[dtype]
 
     def compute_bytes(self, dtype: str) -> int:
-        """Bytes of an activation."""
-        return 2 if self.precision.startswith(("bf16", "16")) else STORED_BYTES[dtype]
+        """Bytes of a product of matrices."""
+        return BYTES[dtype] if self.precision == "32-true" else 2
+
+    def is_mixed(self, dtype: str) -> bool:
+        """Whether autocast runs: sums and norms are then float32, products bfloat16."""
+        return self.compute_bytes(dtype) < self.gathered_bytes(dtype)
 
 
 def plan_layout(trainer: Mapping[str, Any]) -> Layout:
     """The layout that Lightning would choose; starts no process and touches no device.
 
     Raises:
-        ConfigurationError: no device is asked for.
+        ConfigurationError: no device is asked for; a precision that is not offered.
     """
     devices, notes = _devices(trainer.get("devices", "auto"), str(trainer.get("accelerator") or "auto"))
     nodes = int(trainer.get("num_nodes") or 1)
     if devices < 1 or nodes < 1:
         raise ConfigurationError("a run needs at least one device and one node", key="trainer.devices")
-    name, kind = _strategy(trainer.get("strategy") or "auto", devices * nodes)
-    return Layout(devices, nodes, kind, name, _precision(trainer.get("precision")), notes)
+    strategy, precision = trainer.get("strategy") or "auto", _precision(trainer.get("precision"))
+    name, kind = _strategy(strategy, devices * nodes)
+    Sharding(kind=kind, precision=precision)  # refuses an unknown precision
+    return Layout(devices, nodes, kind, name, precision, _offloads(strategy), notes)
 
 
 def _devices(wanted: Any, accelerator: str) -> tuple[int, tuple[str, ...]]:
@@ -86,9 +93,15 @@ def _strategy(strategy: Any, ranks: int) -> tuple[str, Kind]:
     """Name and kind of a strategy's name or object; Lightning takes "auto" as DDP where there are several ranks."""
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     families = [name] if isinstance(strategy, str) else [base.__name__ for base in type(strategy).__mro__]
-    if any("fsdp" in family.lower() or family == "ModelParallelStrategy" for family in families):
-        return name, "sharded"
-    return (name, "ddp") if ranks > 1 else (name, "single")
+    if "ModelParallelStrategy" in families:
+        return name, "fsdp2"
+    if any("fsdp" in family.lower() for family in families):
+        return name, "fsdp"
+    return name, "ddp" if ranks > 1 else "single"
+
+
+def _offloads(strategy: Any) -> bool:
+    return bool(getattr(getattr(strategy, "cpu_offload", None), "offload_params", False))
 
 
 def _precision(value: Any) -> str:

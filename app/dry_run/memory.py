@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Phase = Literal["held", "training", "generating"]
+Phase = Literal["host", "held", "training", "generating"]
 GIB = 2**30
 FLOAT32 = 4
 EIGHT_BIT = 1 + FLOAT32 / 256
@@ -46,9 +46,10 @@ class Shape:
             context=getattr(text, "max_position_embeddings", None),
         )
 
-    def kv_bytes_per_token(self, bytes_each: int) -> int:
-        """Keys and values of one token in all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_size * bytes_each
+    @property
+    def kv_elements_per_token(self) -> int:
+        """Numbers in the keys and values of one token in all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_size
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class ParameterCounts:
     trainable_bytes: int
 
 
-def count_parameters(model: "PreTrainedModel", bytes_each: int | None = None) -> ParameterCounts:
-    """Counts of a model, which may lie on the meta device; ``bytes_each`` replaces the parameters' own size."""
+def count_parameters(model: "PreTrainedModel") -> ParameterCounts:
+    """Counts of a model, which may lie on the meta device."""
     parameters = list(model.parameters())
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     names = set(getattr(model, "_no_split_modules", None) or ())
@@ -83,8 +84,8 @@ def count_parameters(model: "PreTrainedModel", bytes_each: int | None = None) ->
         trainable=_size(trainable),
         layer=max(layers, default=0),
         rest=_size(parameters) - sum(layers),
-        total_bytes=_bytes(parameters, bytes_each),
-        trainable_bytes=_bytes(trainable, bytes_each),
+        total_bytes=_bytes(parameters),
+        trainable_bytes=_bytes(trainable),
     )
 
 
@@ -92,8 +93,8 @@ def _size(parameters: "Iterable[Parameter]") -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _bytes(parameters: "Iterable[Parameter]", each: int | None) -> int:
-    return sum(parameter.numel() * (each or parameter.element_size()) for parameter in parameters)
+def _bytes(parameters: "Iterable[Parameter]") -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 
 @dataclass(frozen=True)
@@ -112,47 +113,53 @@ class Resident:
 
     Attributes:
         counts: of the policy.
-        compute_bytes: of a parameter in a forward pass; fewer than it is stored in under mixed precision.
+        gathered_bytes: of a parameter as a forward pass finds it.
         shards: parts that all of it is cut into.
+        sharded: whether parameters are gathered layer by layer, be it of one part only.
         buckets: whether the strategy copies gradients into buckets (DDP).
         optimizer: its name in :class:`OptimizerSettings`.
-        reference: whether a frozen copy of the policy is held.
+        reference: "none", "device", or "host" where the frozen copy waits in host memory.
+        offload: whether parameters, gradients and optimiser state are in host memory.
     """
 
     counts: ParameterCounts
-    compute_bytes: int
-    shards: int
-    buckets: bool
-    optimizer: str
-    reference: bool
+    gathered_bytes: int
+    shards: int = 1
+    sharded: bool = False
+    buckets: bool = False
+    optimizer: str = "adamw"
+    reference: Literal["none", "device", "host"] = "none"
+    offload: bool = False
 
 
 def resident_items(held: Resident) -> list[Item]:
     """Weights, gradients, optimiser and reference."""
     counts, shards = held.counts, held.shards
     over = f" / {shards} ranks" if shards > 1 else ""
+    place: Phase = "host" if held.offload else "held"
     trained, gradients = f"{counts.trainable:,} parameters", counts.trainable_bytes
     moments = 2 * EIGHT_BIT * counts.trainable if held.optimizer == "adamw8bit" else 2 * gradients
     items = [
-        Item("weights", counts.total_bytes / shards, "held", f"{counts.total:,} parameters{over}"),
-        Item("gradients", gradients / shards, "held", trained + over),
-        Item("optimiser", moments / shards, "held", f"{held.optimizer}, two running means of each{over}"),
+        Item("weights", counts.total_bytes / shards, place, f"{counts.total:,} parameters{over}"),
+        Item("gradients", gradients / shards, place, trained + over),
+        Item("optimiser", moments / shards, place, f"{held.optimizer}, two running means of each{over}"),
     ]
     if held.buckets:
         items.append(Item("gradient buckets", gradients, "held", "DDP's copy of the gradients"))
-    if held.reference:
-        items.append(Item("reference", counts.total_bytes / shards, "held", f"frozen copy of the policy{over}"))
-    return [*items, *_transient_weights(held)]
+    if held.reference != "none":
+        waits: Phase = "held" if held.reference == "device" else "host"
+        items.append(Item("reference", counts.total_bytes / shards, waits, f"frozen copy of the policy{over}"))
+    return items + (_gathered(held) if held.sharded else [])
 
 
-def _transient_weights(held: Resident) -> list[Item]:
-    counts, each = held.counts, held.compute_bytes
-    if held.shards > 1:
-        gathered = (counts.rest + 2 * counts.layer) * each
-        return [Item("gathered weights", gathered, "held", f"embeddings, head and 2 layers × {each} B")]
-    if counts.total * each < counts.total_bytes:
-        return [Item("autocast copies", counts.total * each, "training", f"weights × {each} B")]
-    return []
+def _gathered(held: Resident) -> list[Item]:
+    """What is whole for a moment: the layer at hand, the one that is fetched meanwhile, and what is in no layer."""
+    counts, each = held.counts, held.gathered_bytes
+    weights, gradients = counts.rest + 2 * counts.layer, counts.rest + counts.layer
+    return [
+        Item("gathered weights", weights * each, "training", f"embeddings, head and 2 layers × {each} B"),
+        Item("their gradients", gradients * (each + FLOAT32), "training", f"× {each} B, and float32 to reduce them"),
+    ]
 
 
 @dataclass(frozen=True)
@@ -174,49 +181,63 @@ class MicroBatch:
     checkpointing: bool
 
 
-def training_items(batch: MicroBatch, shape: Shape, compute_bytes: int, mixed: bool) -> list[Item]:
+@dataclass(frozen=True)
+class Numbers:
+    """Sizes of activations: ``bytes`` of a product of matrices; under ``mixed`` sums and norms are float32."""
+
+    bytes: int
+    mixed: bool = False
+
+    @property
+    def residual(self) -> int:
+        """Bytes of a number of the residual stream."""
+        return FLOAT32 if self.mixed else self.bytes
+
+
+def training_items(batch: MicroBatch, shape: Shape, numbers: Numbers, counts: ParameterCounts) -> list[Item]:
     """Activations and logits of one micro-batch at its longest."""
-    elements = batch.rows * batch.logit_tokens * shape.vocab
+    layer = layer_activation_bytes(batch.rows, batch.tokens, shape, numbers)
+    stream = batch.rows * batch.tokens * shape.hidden * numbers.residual
+    whole, stored = shape.layers * layer, shape.layers * stream + layer
+    if numbers.mixed:  # each bfloat16 copy of a matrix is kept until its backward pass
+        whole, stored = whole + counts.total * numbers.bytes, stored + (counts.rest + counts.layer) * numbers.bytes
+    kept, other = (stored, whole) if batch.checkpointing else (whole, stored)
+    names = ("with", "without") if batch.checkpointing else ("without", "with")
+    formula = f"{names[0]} checkpointing; {names[1]}: {format_bytes(other)}"
+    return [Item("activations", kept, "training", formula), _logits(batch, shape, numbers)]
+
+
+def _logits(batch: MicroBatch, shape: Shape, numbers: Numbers) -> Item:
+    elements, each = batch.rows * batch.logit_tokens * shape.vocab, numbers.bytes
     name = f"{batch.rows} × {batch.logit_tokens:,} × {shape.vocab:,}"
     if batch.supervised:  # logits, their gradient, and float32: a copy, its log-softmax, its gradient
-        logits = elements * (2 * compute_bytes + 3 * FLOAT32)
-        logits_formula = f"{name} × (2 × {compute_bytes} + 3 × 4) B"
-    else:
-        logits = elements * 2 * compute_bytes + 3 * CHUNK_ELEMENTS * FLOAT32
-        logits_formula = f"{name} × 2 × {compute_bytes} B, and float32 chunks"
-    layer = layer_activation_bytes(batch.rows, batch.tokens, shape, compute_bytes, mixed)
-    residual = batch.rows * batch.tokens * shape.hidden * (FLOAT32 if mixed else compute_bytes)
-    whole, stored = shape.layers * layer, shape.layers * residual + layer
-    switch = "with checkpointing" if batch.checkpointing else "without checkpointing"
-    other = f"{'without' if batch.checkpointing else 'with'}: {format_bytes(whole if batch.checkpointing else stored)}"
-    return [
-        Item("activations", stored if batch.checkpointing else whole, "training", f"{switch}; {other}"),
-        Item("logits", logits, "training", logits_formula),
-    ]
+        return Item("logits", elements * (2 * each + 3 * FLOAT32), "training", f"{name} × (2 × {each} + 3 × 4) B")
+    chunks = 3 * min(elements, CHUNK_ELEMENTS) * FLOAT32
+    return Item("logits", elements * 2 * each + chunks, "training", f"{name} × 2 × {each} B, and float32 chunks")
 
 
-def layer_activation_bytes(rows: int, tokens: int, shape: Shape, compute_bytes: int, mixed: bool) -> float:
+def layer_activation_bytes(rows: int, tokens: int, shape: Shape, numbers: Numbers) -> float:
     """What one decoder layer keeps for the backward pass, as measured on Qwen2 and LLaMA with SDPA and padding.
 
     A token keeps 4 FFN widths (gate, its SiLU, up, product), 4 hidden widths (inputs of the projections), 4 × heads
     × head size (queries, repeated keys and values, attention's output), S of the mask, and in float32 2 hidden widths
-    (norms) and a few statistics; under mixed precision the residual stream is float32 too.
+    (norms) and a few statistics; under autocast the residual stream is float32 too.
     """
     attention = 4 * shape.heads * shape.head_size
-    narrow = compute_bytes * (4 * shape.ffn + 4 * shape.hidden + attention + tokens)
-    wide = FLOAT32 * (2 * shape.hidden + shape.heads + 2) + (10 * shape.hidden if mixed else 0)
+    narrow = numbers.bytes * (4 * shape.ffn + 4 * shape.hidden + attention + tokens)
+    wide = FLOAT32 * (2 * shape.hidden + shape.heads + 2) + (10 * shape.hidden if numbers.mixed else 0)
     return rows * tokens * (narrow + wide)
 
 
-def generation_items(rows: int, tokens: int, shape: Shape, bytes_each: int) -> list[Item]:
+def generation_items(rows: int, tokens: int, shape: Shape, numbers: Numbers) -> list[Item]:
     """The transformers engine's: a cache written in place, and one step's logits."""
-    per_token = shape.kv_bytes_per_token(bytes_each)
+    # Rotary embeddings leave float32 keys under autocast; values stay bfloat16.
+    per_token = shape.kv_elements_per_token * (numbers.residual + numbers.bytes) // 2
     # An eighth more room is made at once, and while it is made one layer lies there twice.
     cache = rows * tokens * per_token * 1.125 * (1 + 1 / shape.layers)
-    formula = f"{rows} rows × {tokens:,} tokens × {per_token:,} B, and room"
-    sampling = rows * shape.vocab * (bytes_each + 3 * FLOAT32)
+    sampling = rows * shape.vocab * (numbers.bytes + 3 * FLOAT32)
     return [
-        Item("KV cache", cache, "generating", formula),
+        Item("KV cache", cache, "generating", f"{rows} rows × {tokens:,} tokens × {per_token:,} B, and room"),
         Item("sampling", sampling, "generating", f"logits of {rows} rows, and 3 float32 copies"),
     ]
 

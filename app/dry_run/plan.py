@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from app.dry_run.layout import Layout, plan_layout
-from app.dry_run.memory import ParameterCounts, Shape, count_parameters
+from app.dry_run.memory import Numbers, ParameterCounts, Shape, count_parameters
 from app.dry_run.sources import Resolved, first_problems, resolve
 from app.errors import ConfigurationError
 from modules.grpo_lambda import GRPOLambdaModule
@@ -73,6 +73,18 @@ class Plan:
     prompt_source: str
 
     @property
+    def numbers(self) -> Numbers:
+        """Sizes of activations."""
+        dtype = self.parts.module.policy_settings.dtype
+        return Numbers(self.layout.compute_bytes(dtype), self.layout.is_mixed(dtype))
+
+    @property
+    def completions_a_rank(self) -> int:
+        """Completions of an iteration on one rank; 0 in the supervised stage."""
+        rollouts, data = self.parts.rollouts, self.parts.data
+        return 0 if rollouts is None else data.prompts_per_iteration // self.layout.ranks * rollouts.group_size
+
+    @property
     def row_tokens(self) -> int:
         """Tokens of the longest row: prompt and completion, or example."""
         if self.parts.rollouts is not None:
@@ -104,7 +116,7 @@ def make_plan(parts: Parts) -> Plan:
         tokenizer=tokenizer,
         encoder=encoder,
         shape=Shape.of(policy.config),
-        counts=count_parameters(policy, 2 if layout.halves_weights else None),
+        counts=count_parameters(policy),
         train=train,
         prompt_tokens=prompt_tokens,
         prompt_source=source,

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 from app.dry_run.advice import check_plan, warnings_of
 from app.dry_run.batches import batch_counts
+from app.dry_run.layout import BYTES
 from app.dry_run.memory import (
+    GIB,
     Item,
     MicroBatch,
     Phase,
@@ -22,7 +25,12 @@ from app.rollout.transformers_engine import TransformersEngine
 from app.rollout.vllm_engine import VLLMEngine
 
 Rows = Iterable[tuple[str, str]]
-PHASES = {"held": "held throughout", "training": "while training", "generating": "while generating"}
+PHASES = {
+    "host": "in host memory",
+    "held": "held throughout",
+    "training": "while training",
+    "generating": "while generating",
+}
 
 
 def dry_run(parts: Parts) -> str:
@@ -50,58 +58,67 @@ def dry_run(parts: Parts) -> str:
 def memory_items(plan: Plan) -> list[Item]:
     """Every estimate of a rank's memory."""
     parts, layout = plan.parts, plan.layout
-    settings, rl = parts.module.policy_settings, parts.reinforcement
-    stored, compute = layout.stored_bytes(settings.dtype), layout.compute_bytes(settings.dtype)
-    # With adapters the reference is the base, adapters off.
-    reference = rl is not None and rl.objective.beta > 0 and settings.lora is None
     held = Resident(
         counts=plan.counts,
-        compute_bytes=compute,
+        gathered_bytes=layout.gathered_bytes(parts.module.policy_settings.dtype),
         shards=layout.shards,
+        sharded=layout.sharded,
         buckets=layout.kind == "ddp",
         optimizer=parts.module.optimizer_settings.name,
-        reference=reference,
+        reference=_reference(plan),
+        offload=layout.offload,
     )
-    batch = _micro_batch(plan)
-    training = training_items(batch, plan.shape, compute, mixed=compute < stored)
-    return [*resident_items(held), *training, *_engine_items(plan, stored)]
+    training = training_items(_micro_batch(plan), plan.shape, plan.numbers, plan.counts)
+    return [*resident_items(held), *training, *_engine_items(plan, held.gathered_bytes)]
+
+
+def _reference(plan: Plan) -> Literal["none", "device", "host"]:
+    """With adapters the reference is the base with its adapters off."""
+    rl = plan.parts.reinforcement
+    if rl is None or rl.objective.beta == 0 or rl.policy_settings.lora is not None:
+        return "none"
+    return "host" if rl.reference_offload else "device"
 
 
 def _micro_batch(plan: Plan) -> MicroBatch:
     parts, rl = plan.parts, plan.parts.reinforcement
     if rl is not None and parts.rollouts is not None:
-        share = parts.data.prompts_per_iteration // plan.layout.ranks * parts.rollouts.group_size
-        rows, logits = min(rl.micro_batch_size, share // rl.mini_batches), parts.rollouts.sampling.max_new_tokens
+        rows, logits = plan.completions_a_rank // rl.mini_batches, parts.rollouts.sampling.max_new_tokens
     else:
-        rows, logits = min(parts.module.micro_batch_size, parts.data.batch_size // plan.layout.ranks), plan.row_tokens
+        rows, logits = parts.data.batch_size // plan.layout.ranks, plan.row_tokens
+    rows = min(rows, parts.module.micro_batch_size)
     return MicroBatch(rows, plan.row_tokens, logits, rl is None, parts.module.policy_settings.gradient_checkpointing)
 
 
-def _engine_items(plan: Plan, stored: int) -> list[Item]:
+def _engine_items(plan: Plan, gathered_bytes: int) -> list[Item]:
     """What generation needs on a training rank."""
     rollouts = plan.parts.rollouts
     if rollouts is None:
         return []
-    share = plan.parts.data.prompts_per_iteration // plan.layout.ranks * rollouts.group_size
-    rows, engine = share * rollouts.every_n_iterations, rollouts.engine.engine
+    rows, engine = plan.completions_a_rank * rollouts.every_n_iterations, rollouts.engine.engine
     if isinstance(engine, TransformersEngine):
-        return generation_items(min(rows, engine.max_batch_rows), plan.row_tokens, plan.shape, stored)
+        items = generation_items(min(rows, engine.max_batch_rows), plan.row_tokens, plan.shape, plan.numbers)
+        if plan.layout.sharded:
+            total = plan.counts.total
+            items.insert(
+                0, Item("whole weights", total * gathered_bytes, "generating", f"{total:,} × {gathered_bytes} B")
+            )
+        return items
     if isinstance(engine, VLLMEngine) and engine.settings.placement == "colocated":
-        return _colocated_items(plan, engine, rows, stored)
+        return _colocated_items(plan, engine, rows)
     return []
 
 
-def _colocated_items(plan: Plan, engine: VLLMEngine, rows: int, stored: int) -> list[Item]:
+def _colocated_items(plan: Plan, engine: VLLMEngine, rows: int) -> list[Item]:
     """vLLM beside the trainer: its own weights, and a cache that it makes as large as it is told."""
-    settings = engine.settings
-    each = stored if settings.dtype == "policy" else {"float32": 4}.get(settings.dtype, 2)
+    settings, dtype = engine.settings, plan.parts.module.policy_settings.dtype
+    each = BYTES[dtype if settings.dtype == "policy" else settings.dtype]
     phase: Phase = "generating" if settings.sleep_level > 0 else "held"
-    per_token = plan.shape.kv_bytes_per_token(each)
     rows = min(rows, settings.max_sequences)
-    cache = float(rows * plan.row_tokens * per_token)
+    cache = float(rows * plan.row_tokens * plan.shape.kv_elements_per_token * each)
     formula = f"for {rows} completions at their longest; vLLM takes gpu_memory_share {settings.gpu_memory_share:g}"
     if settings.kv_cache_gib is not None:
-        cache, formula = settings.kv_cache_gib * 2**30, "kv_cache_gib"
+        cache, formula = settings.kv_cache_gib * GIB, "kv_cache_gib"
     return [
         Item("vLLM weights", plan.counts.total * each, phase, f"{plan.counts.total:,} × {each} B"),
         Item("KV cache", cache, phase, formula),
@@ -145,7 +162,7 @@ def _model(plan: Plan) -> Rows:
 def _processes(plan: Plan) -> Rows:
     layout = plan.layout
     yield "ranks", f"{layout.ranks} ({layout.nodes} nodes × {layout.devices} devices)"
-    yield "strategy", f"{layout.strategy}: {'sharded over the ranks' if layout.shards > 1 else 'a full copy a rank'}"
+    yield "strategy", f"{layout.strategy}: {'sharded over the ranks' if layout.sharded else 'a full copy a rank'}"
     yield "precision", f"{layout.precision}, policy {plan.parts.module.policy_settings.dtype}"
     for note in layout.notes:
         yield "note", note

@@ -3,11 +3,15 @@
 A rank reads from a safetensors file no more than the rows that it keeps.
 """
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from app.policy.checkpoints import is_checkpoint, read_weights, trained_from
+from app.policy.lora import base_model, base_name, first_value, is_adapter
 from app.policy.sources import expanded, loading, refuse
 
 if TYPE_CHECKING:
@@ -62,6 +66,51 @@ def _open_files(settings: "PolicySettings") -> dict[str, Any]:
     return {name: file for file in files for name in file.keys()}  # noqa: SIM118  it is no dict
 
 
+@torch.no_grad()
+def fill_shards(model: Any, settings: "PolicySettings", seed: int) -> None:
+    """Puts values into this rank's rows of every parameter: from files, or as they are drawn for a new model."""
+    shards = dict(model.named_parameters())
+    if is_checkpoint(settings.path):
+        assert settings.path is not None
+        fill_shards(model, trained_from(settings), seed)
+        trained = read_weights(settings.path)
+        for name in filter(trained.__contains__, shards):
+            _fill_rows(shards[name], lambda start, stop, name=name: trained[name][start:stop])  # type: ignore[misc]
+        return
+    if settings.path is not None:
+        stored = StoredTensors(settings)
+        for name in (name for name in shards if not is_adapter(name)):
+            read = functools.partial(stored.rows, base_name(name), shards[name].shape)
+            _fill_rows(shards[name], read)
+    else:
+        names = {base_name(name): name for name in shards}
+        draw(base_model(model), seed, lambda name, whole: _fill_rows(shards[names[base_name(name)]], _rows_of(whole)))
+    for name in filter(is_adapter, shards):
+        _fill_rows(shards[name], _rows_of(first_value(name, shards[name].shape, seed)))
+
+
+def _rows_of(whole: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
+    return lambda start, stop: whole[start:stop]
+
+
+def _fill_rows(parameter: Any, read: Callable[[int, int], torch.Tensor]) -> None:
+    """Copies rows [start, stop), as ``read`` gives them, into this rank's part of a DTensor: torch.chunk's split."""
+    local, count = parameter.to_local(), parameter.shape[0]
+    start = min(parameter.device_mesh.get_local_rank() * -(-count // parameter.device_mesh.size()), count)
+    local.copy_(read(start, start + local.shape[0]))
+
+
+@torch.no_grad()
+def fill_buffers(model: Any, device: torch.device) -> None:
+    """Computes the tables of rotary embeddings and the like, which no checkpoint holds."""
+    base = base_model(model)
+    for module in base.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
+        if next(module.buffers(recurse=False), None) is not None:
+            base._init_weights(module)
+
+
 def draw(model: torch.nn.Module, seed: int, keep: Callable[[str, torch.Tensor], None]) -> None:
     """Draws the values that ``from_config`` would draw for a new model, and hands each whole tensor to ``keep``.
 
@@ -84,16 +133,26 @@ def draw(model: torch.nn.Module, seed: int, keep: Callable[[str, torch.Tensor], 
                     module.reset_parameters()  # type: ignore[operator]
                 continue
             for part in _children_first(module):
-                if id(part) in done:
-                    continue
-                done.add(id(part))
-                own = dict(part.named_parameters(recurse=False))
-                with _whole_on_cpu(part) as whole:
-                    module._init_weights(part)  # type: ignore[operator]
-                for name, parameter in own.items():
-                    full = ".".join(filter(None, (places[id(part)], name)))
-                    if first_names.get(id(parameter)) == full:
-                        keep(full, whole[name])
+                if id(part) not in done:
+                    done.add(id(part))
+                    _initialise(module, part, places[id(part)], first_names, keep)
+
+
+def _initialise(
+    owner: torch.nn.Module,
+    part: torch.nn.Module,
+    place: str,
+    first_names: dict[int, str],
+    keep: Callable[[str, torch.Tensor], None],
+) -> None:
+    """Draws the own parameters of ``part``, at ``place`` in the model, as its family (``owner``) wishes."""
+    own = dict(part.named_parameters(recurse=False))
+    with _whole_on_cpu(part) as whole:
+        owner._init_weights(part)  # type: ignore[operator]
+    for name, parameter in own.items():
+        full = f"{place}.{name}" if place else name
+        if first_names.get(id(parameter)) == full:
+            keep(full, whole[name])
 
 
 def _building_steps(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
@@ -113,17 +172,13 @@ def _children_first(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     yield module
 
 
-class _whole_on_cpu:  # noqa: N801  reads as a context
+@contextlib.contextmanager
+def _whole_on_cpu(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     """Inside, a module's own parameters are whole, unset ones in CPU memory; outside, what they were."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> dict[str, torch.Tensor]:
-        self.former = {name: value for name, value in self.module._parameters.items() if value is not None}
-        for name, value in self.former.items():
-            self.module._parameters[name] = torch.nn.Parameter(torch.empty(value.shape, dtype=value.dtype))
-        return {name: parameter.data for name, parameter in self.module.named_parameters(recurse=False)}
-
-    def __exit__(self, *_: object) -> None:
-        self.module._parameters.update(self.former)
+    former = {name: value for name, value in module._parameters.items() if value is not None}
+    fresh = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in former.items()}
+    module._parameters.update({name: torch.nn.Parameter(value) for name, value in fresh.items()})
+    try:
+        yield {name: parameter.data for name, parameter in module.named_parameters(recurse=False)}
+    finally:
+        module._parameters.update(former)

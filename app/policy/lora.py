@@ -87,6 +87,11 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
+def base_model(model: Any) -> "PreTrainedModel":
+    """The Hugging Face model inside adapters, or ``model`` itself."""
+    return model.get_base_model() if has_adapters(model) else model
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter of this name belongs to an adapter."""
     return ".lora_" in name

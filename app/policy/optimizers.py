@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -48,9 +48,7 @@ class OptimizerSettings:
         }
         for field, (holds, rule) in rules.items():
             if not holds:
-                raise ConfigurationError(
-                    f"{rule}, got {getattr(self, field)}", key=f"model.optimizer.{field}"
-                )
+                raise ConfigurationError(f"{rule}, got {getattr(self, field)}", key=f"model.optimizer.{field}")
 
 
 def lr_factor(settings: OptimizerSettings, iteration: int, total: float) -> float:
@@ -106,3 +104,17 @@ def _adamw8bit() -> type[torch.optim.Optimizer]:
         message = "adamw8bit needs bitsandbytes: `.venv/bin/uv pip install bitsandbytes`, or use adamw"
         raise ConfigurationError(message, key="model.optimizer.name") from error
     return AdamW8bit
+
+
+def number_by_model(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> dict[str, Any]:
+    """An optimiser's state dict in which parameters are numbered as they follow each other in ``module``.
+
+    torch numbers them by groups. Sharded strategies read a whole checkpoint by the order in the module; the plain ones
+    do not mind the numbers.
+    """
+    places = {id(parameter): place for place, parameter in enumerate(module.parameters())}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    new = {number: places[id(parameter)] for number, parameter in zip(numbers, held, strict=True)}
+    groups = [{**group, "params": [new[number] for number in group["params"]]} for group in state["param_groups"]]
+    return {"state": {new[number]: value for number, value in state["state"].items()}, "param_groups": groups}

@@ -1,9 +1,10 @@
 """What differs between one process, DDP, FSDP and FSDP2, all in this file: building, gathering, clipping, generating.
 
 - ``single``, ``ddp``: every rank holds the whole model.
-- ``fsdp2`` (``fully_shard``): every parameter is a DTensor, split by rows over all ranks. The model is built on the meta
-  device, and a rank reads or draws no more than its own rows.
-- ``fsdp`` (FullyShardedDataParallel): flat parameters; whole layers are read one at a time and then split.
+- ``fsdp2`` (``fully_shard``): every parameter is a DTensor, split by rows over all ranks. The model is built on the
+  meta device, and a rank keeps no more than its own rows of what it reads or draws.
+- ``fsdp`` (FullyShardedDataParallel): flat parameters. Each rank first holds the whole model in host memory, and moves
+  it to the device layer by layer as it is split.
 
 Precision: parameters stay as they are (float32 master weights, unless ``policy.dtype`` says otherwise), gradients are
 reduced in float32. "bf16-mixed" runs the policy's forward pass under autocast. "bf16-true" casts the parameters
@@ -13,17 +14,16 @@ forward pass is affected: log-probabilities, traces and the loss are float32 in 
 
 import contextlib
 import copy
-import functools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
 from app.errors import ConfigurationError
-from app.policy.checkpoints import is_checkpoint, read_weights, trained_from
-from app.policy.filling import StoredTensors, draw
-from app.policy.lora import base_name, first_value, has_adapters, is_adapter
+from app.policy.checkpoints import is_checkpoint, trained_from
+from app.policy.filling import fill_buffers, fill_shards
+from app.policy.lora import base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +48,7 @@ class Sharding:
     """
 
     kind: Kind = "single"
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "32-true"
     fsdp_options: tuple[tuple[str, Any], ...] = ()
 
@@ -122,8 +122,8 @@ class Sharding:
         # What is not trained has no backward pass that would shard it again.
         fully_shard(model, reshard_after_forward=True if frozen else None, **options)
         model.to_empty(device="cpu" if offload else self.device)
-        _fill_shards(model, settings, seed)
-        _fill_buffers(model, self.device)
+        fill_shards(model, settings, seed)
+        fill_buffers(model, self.device)
         return self._with_autocast(model)
 
     def _load_fsdp(self, settings: "PolicySettings", seed: int, frozen: bool, offload: bool) -> "PreTrainedModel":
@@ -179,67 +179,17 @@ def _origin(settings: "PolicySettings") -> "PolicySettings":
     return settings
 
 
-def _base(model: Any) -> "PreTrainedModel":
-    """The Hugging Face model inside adapters."""
-    return model.get_base_model() if has_adapters(model) else model
-
-
 def _layers(model: Any) -> list[torch.nn.Module]:
     """The decoder layers: what is gathered at once."""
-    names = set(_base(model)._no_split_modules or ())
+    names = set(base_model(model)._no_split_modules or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         raise ConfigurationError(
-            f"{type(_base(model)).__name__} does not say which of its modules are layers: it cannot be sharded; "
+            f"{type(base_model(model)).__name__} does not say which of its modules are layers: it cannot be sharded; "
             "use strategy ddp",
             key="trainer.strategy",
         )
     return layers
-
-
-@torch.no_grad()
-def _fill_shards(model: Any, settings: "PolicySettings", seed: int) -> None:
-    """Puts values into this rank's rows of every parameter: from files, or as they are drawn for a new model."""
-    shards = dict(model.named_parameters())
-    if is_checkpoint(settings.path):
-        assert settings.path is not None
-        _fill_shards(model, trained_from(settings), seed)
-        trained = read_weights(settings.path)
-        for name in filter(trained.__contains__, shards):
-            _fill_rows(shards[name], lambda start, stop, name=name: trained[name][start:stop])  # type: ignore[misc]
-        return
-    if settings.path is not None:
-        stored = StoredTensors(settings)
-        for name in (name for name in shards if not is_adapter(name)):
-            read = functools.partial(stored.rows, base_name(name), shards[name].shape)
-            _fill_rows(shards[name], read)
-    else:
-        names = {base_name(name): name for name in shards}
-        draw(_base(model), seed, lambda name, whole: _fill_rows(shards[names[base_name(name)]], _rows_of(whole)))
-    for name in filter(is_adapter, shards):
-        _fill_rows(shards[name], _rows_of(first_value(name, shards[name].shape, seed)))
-
-
-def _rows_of(whole: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
-    return lambda start, stop: whole[start:stop]
-
-
-def _fill_rows(parameter: Any, read: Callable[[int, int], torch.Tensor]) -> None:
-    """Copies rows [start, stop) as ``read`` gives them into this rank's part of a DTensor, split as torch.chunk does."""
-    local, count = parameter.to_local(), parameter.shape[0]
-    start = min(parameter.device_mesh.get_local_rank() * -(-count // parameter.device_mesh.size()), count)
-    local.copy_(read(start, start + local.shape[0]))
-
-
-@torch.no_grad()
-def _fill_buffers(model: Any, device: torch.device) -> None:
-    """Computes the tables of rotary embeddings and the like, which no checkpoint holds."""
-    base = _base(model)
-    for module in base.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
-        if next(module.buffers(recurse=False), None) is not None:
-            base._init_weights(module)
 
 
 def is_fsdp2(model: Any) -> bool:
@@ -267,13 +217,17 @@ def whole_parameters(model: Any) -> Iterator[None]:
     if getattr(model, _WHOLE, False) or not (is_fsdp2(model) or is_fsdp(model)):
         yield
         return
+    gathered = contextlib.ExitStack()
     # Lightning validates in inference mode, and tensors that are gathered in it could not be trained with.
-    with torch.inference_mode(False), torch.no_grad(), (_unsharded if is_fsdp2(model) else _summoned)(model):
-        setattr(model, _WHOLE, True)
-        try:
-            yield
-        finally:
-            setattr(model, _WHOLE, False)
+    with torch.inference_mode(False), torch.no_grad():
+        gathered.enter_context(_unsharded(model) if is_fsdp2(model) else _summoned(model))
+    setattr(model, _WHOLE, True)
+    try:
+        yield
+    finally:
+        setattr(model, _WHOLE, False)
+        with torch.inference_mode(False), torch.no_grad():
+            gathered.close()
 
 
 @contextlib.contextmanager
@@ -363,14 +317,21 @@ def trained_parameters(model: Any) -> tuple[list[torch.nn.Parameter], list[torch
     found: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = ([], [])
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_matrix = parameter.dim() > 1 if matrices is None else _unwrapped(name) in matrices
+            is_matrix = parameter.dim() > 1 if matrices is None else unwrapped(name) in matrices
             found[0 if is_matrix else 1].append(parameter)
     return found
 
 
-def _unwrapped(name: str) -> str:
+def unwrapped(name: str) -> str:
     """A parameter's name without what FullyShardedDataParallel adds."""
     return name.replace("_fsdp_wrapped_module.", "")
+
+
+@contextlib.contextmanager
+def readable(model: Any) -> Iterator[None]:
+    """Inside, every parameter of ``model`` is a whole tensor or has ``full_tensor``. Collective."""
+    with _summoned(model) if is_fsdp(model) and not getattr(model, _WHOLE, False) else contextlib.nullcontext():
+        yield
 
 
 @torch.no_grad()
@@ -383,33 +344,19 @@ def whole_weights(model: Any, everywhere: bool = False) -> dict[str, torch.Tenso
     """
     wanted = everywhere or not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     weights: dict[str, torch.Tensor] = {}
-    with _summoned(model) if is_fsdp(model) else contextlib.nullcontext():
+    with readable(model):
         for name, parameter in model.named_parameters():
             whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
             if wanted:
-                weights[_unwrapped(name)] = whole.detach().to("cpu", copy=True)
+                weights[unwrapped(name)] = whole.detach().to("cpu", copy=True)
     return weights
 
 
 def plain_model(model: Any) -> "PreTrainedModel":
     """The Hugging Face model that ``model`` is, without sharding, adapters or values: on the meta device."""
-    base = _base(model.module if is_fsdp(model) else model)
-    kind = next(cls for cls in type(base).__mro__ if cls.__module__.startswith("transformers.models."))
+    base = base_model(model.module if is_fsdp(model) else model)
+    kind: Any = next(cls for cls in type(base).__mro__ if cls.__module__.startswith("transformers.models."))
     with torch.device("meta"):
         plain = kind._from_config(copy.deepcopy(base.config))
     plain.generation_config = base.generation_config
     return plain
-
-
-def number_by_model(state: dict[str, Any], optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> dict[str, Any]:
-    """An optimiser's state dict in which parameters are numbered as they follow each other in ``module``.
-
-    torch numbers them by groups. Sharded strategies read a whole checkpoint by the order in the module; the plain ones
-    do not mind the numbers.
-    """
-    places = {id(parameter): place for place, parameter in enumerate(module.parameters())}
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    new = {number: places[id(parameter)] for number, parameter in zip(numbers, held, strict=True)}
-    groups = [{**group, "params": [new[number] for number in group["params"]]} for group in state["param_groups"]]
-    return {"state": {new[number]: value for number, value in state["state"].items()}, "param_groups": groups}

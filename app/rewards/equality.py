@@ -166,12 +166,14 @@ class _Equality:
         return len(gold.rows) == len(answer.rows) and all(map(self.in_order, gold.rows, answer.rows))
 
     def matrix_and_vector(self, gold: Answer, answer: Answer) -> bool:
-        """A row or a column as a matrix is the vector with the same components."""
+        """A row or a column as a matrix is the vector with the same components, any other the list of its rows."""
         matrix, vector = (gold, answer) if isinstance(gold, Matrix) else (answer, gold)
         assert isinstance(matrix, Matrix)
         assert isinstance(vector, Bracketed)
         if len(matrix.rows) > 1 and len(matrix.rows[0]) > 1:
-            return False
+            vectors = [row.items for row in vector.items if isinstance(row, Bracketed)]
+            first, second = (matrix.rows, vectors) if matrix is gold else (vectors, matrix.rows)
+            return len(first) == len(second) and all(map(self.in_order, first, second))
         entries = [entry for row in matrix.rows for entry in row]
         return self.in_order(entries, vector.items) if matrix is gold else self.in_order(vector.items, entries)
 
@@ -214,6 +216,8 @@ _RULES: dict[tuple[type, type], Callable[[_Equality, Any, Any], bool]] = {
     (Bracketed, Bracketed): _Equality.brackets,
     (Bracketed, Members): _Equality.bracket_and_list,
     (Members, Bracketed): _Equality.bracket_and_list,
+    (Bracketed, Scalar): _Equality.set_of_one,
+    (Scalar, Bracketed): _Equality.set_of_one,
     (Members, Scalar): _Equality.set_of_one,
     (Scalar, Members): _Equality.set_of_one,
     (Matrix, Matrix): _Equality.matrices,
@@ -274,6 +278,8 @@ def _same_end(left: str, right: str, item: Answer) -> bool:
 def _only_member(answer: Answer) -> Answer | None:
     if isinstance(answer, Members):
         return answer.items[0] if answer.kind == "set" and len(answer.items) == 1 else None
+    if isinstance(answer, Bracketed):
+        return answer.items[0] if len(answer.items) == 1 else None
     return answer
 
 

@@ -39,6 +39,7 @@ def identical(a: Node, b: Node) -> bool:
     A ``log`` without a base may be the natural or the decimal logarithm, the same one on both sides. Numbers too
     large to evaluate are equal only where they are written alike.
     """
+    b = _with_constants_of(a, b)
     if a == b:
         return True
     exact = exact_value(a), exact_value(b)
@@ -67,6 +68,23 @@ def real_value(node: Node) -> float | None:
         return None
 
 
+def _with_constants_of(a: Node, b: Node) -> Node:
+    """``b`` with constants of integration spelled as in ``a``: c for C, c_1 for C_1."""
+    mine, theirs = free_symbols(a), free_symbols(b)
+    for name in theirs - mine:
+        other = name.swapcase()
+        if name[0] in "cC" and other in mine - theirs and name[1:2] in ("", "_"):
+            b = substitute(b, name, other)
+    return b
+
+
+def substitute(node: Node, old: str, new: str) -> Node:
+    """The expression with another name for one of its variables."""
+    if node.op == "sym" and node.value == old:
+        return Node("sym", value=new)
+    return Node(node.op, tuple(substitute(each, old, new) for each in node.args), node.value)
+
+
 def _agree(a: Node, b: Node, log_base: int | None) -> bool:
     names = sorted(free_symbols(a) | free_symbols(b))
     if not names:
@@ -74,12 +92,19 @@ def _agree(a: Node, b: Node, log_base: int | None) -> bool:
     if free_symbols(a) != free_symbols(b) and not _may_cancel(a, b):
         return False
     verdicts = []
-    for point in _points(names, contains(a, _DISCRETE) or contains(b, _DISCRETE)):
+    for point in _points(names, _is_discrete(a) or _is_discrete(b)):
         verdict = _equal_at(a, b, point, log_base)
         if verdict is False:
             return False
         verdicts.append(verdict)
     return verdicts.count(True) >= 2
+
+
+def _is_discrete(node: Node) -> bool:
+    """Whether whole numbers are meant for what occurs: floors, factorials, powers of a negative number."""
+    if node.op == "pow" and free_symbols(node.args[1]) and (exact_value(node.args[0]) or 0) < 0:
+        return True
+    return (node.op == "fn" and node.value in _DISCRETE) or any(map(_is_discrete, node.args))
 
 
 def _may_cancel(a: Node, b: Node) -> bool:

@@ -78,7 +78,8 @@ def tokenize(text: str, commas_group_digits: bool = True) -> list[Token]:
             continue
         if match.lastgroup == "text":
             end = _closing_brace(text, position)
-            tokens.append(Token("text", text[position:end].strip(), spaced))
+            content = text[position:end].strip()
+            tokens.append(Token("char", ":", spaced) if content == "to" else Token("text", content, spaced))
             position = end + 1
         else:
             tokens.append(_token(match, spaced))
@@ -97,6 +98,8 @@ def _closing_brace(text: str, start: int) -> int:
 
 def _token(match: re.Match[str], spaced: bool) -> Token:
     kind, value = str(match.lastgroup), match[0]
+    if value == "to":
+        return Token("char", ":", spaced)
     if kind == "number":
         digits = re.sub(rf"[{GROUP_MARK}\s,_]", "", value)
         return Token("number", digits, spaced, bool(re.search(r"[.eE]", digits.rstrip("."))))

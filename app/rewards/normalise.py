@@ -37,10 +37,23 @@ _LIBRARY_PREFIX = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
 _ENVIRONMENT_ROW = re.compile(r"matrix|array|cases")
 
 
+_REWRITES = [
+    (_TEXT_NUMBER, r"\1"),
+    (re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,]*)\s+([^{}]*)\}"), r"\1 \\text{\2}"),  # \text{17 students}
+    (re.compile(r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}"), r"\\text{\1/\2}"),
+    (re.compile(r"\{([^{}]*)\\choose\s([^{}]*)\}"), r"\\binom{\1}{\2}"),
+    (re.compile(r"(\d*\.\d{0,20}?)(\d)\2\2\d{0,20}(?:\.\.\.|\s*\\[lc]?dots\s?)"), r"\1\\overline{\2}"),
+    (re.compile(r"(?<=[.\d])\\dot\s*\{(\d)\}"), r"\\overline{\1}"),
+    (re.compile(r"\\checkmark\s?|^\s*[*`]+|[*`]+\s*$"), ""),
+]
+
+
 def normalise(text: str) -> str:
     """The text in the spelling described above; linear in its length."""
     text = _LIBRARY_PREFIX.sub("", _plain_characters(text))
-    text = _TEXT_NUMBER.sub(r"\1", _latex_synonyms(_delimiters(text)))
+    text = _latex_synonyms(_delimiters(text))
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
     return re.sub(r"[ \t\r\n]+", " ", text).strip()
 
 

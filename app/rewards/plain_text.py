@@ -14,6 +14,9 @@ _LEAD_IN = re.compile(
     re.IGNORECASE,
 )
 _FINAL_DOTS = re.compile(r"\\text\s*\{[.,;:\s]*\}")
+#: A heading before the answer, such as ``Area:``, and what is counted in brackets after it.
+_HEADING = re.compile(r"\s*[A-Za-z][A-Za-z ]{1,30}:\s*")
+_COUNTED = re.compile(r"(?<=[\d }])\(([A-Za-z][a-z ]{2,30})\)$")
 _CLOCK = re.compile(
     r"(\d{1,2})(?:\s*:\s*(\d\d))?(?:\s*:\s*(\d\d))?\s*(a\s*\.?\s*m\s*\.?|p\s*\.?\s*m\s*\.?|)", re.IGNORECASE
 )
@@ -37,14 +40,17 @@ def strip_lead_in(text: str) -> str:
     """Without "the answer is", a leading sign of equality, and punctuation at the end."""
     text = text.strip()
     opened = _TEXT.match(text)
-    if opened and _LEAD_IN.fullmatch(opened[1].strip() + " "):
-        text = text[opened.end() :]
+    if opened and (lead_in := _LEAD_IN.match(opened[1].strip() + " ") or _HEADING.fullmatch(opened[1])):
+        text = f"\\text{{{opened[1].strip()[lead_in.end() :]}}}{text[opened.end() :]}"
+        text = text.removeprefix("\\text{}").strip()
     text = re.sub(r"^(?:\s*(?:=|\\approx|\\sim)(?!=))+", "", _LEAD_IN.sub("", text, count=1))
-    return _without_outer_braces(_without_final_dots(text))
+    text = _COUNTED.sub(r" \\text{\1}", _without_outer_braces(_without_final_dots(text)))
+    quoted = re.fullmatch(r"(['\"])(.+)\1", text)
+    return quoted[2].strip() if quoted else text
 
 
 def _without_final_dots(text: str) -> str:
-    stripped = text.rstrip(" .,;:")
+    stripped = text.rstrip(" .,;:\\")
     if stripped.endswith("}") and (empty := _FINAL_DOTS.fullmatch(stripped, max(stripped.rfind("\\text"), 0))):
         return _without_final_dots(stripped[: empty.start()])
     return stripped.strip()
@@ -90,7 +96,7 @@ def plain_readings(text: str, lenient: bool) -> list[Answer]:
     """The readings of normalised text that need no mathematics."""
     readings: list[Answer] = []
     plain = plain_text(text)
-    if re.fullmatch(r"\(?[A-Za-z]\)?", plain) and "\\text" in text:
+    if re.fullmatch(r"\(?[A-Za-z]\)?", plain) and ("\\text" in text or plain.endswith(")")):
         readings.append(Scalar(Node("sym", value=plain.strip("()").upper())))
     if lenient and (label := _LABEL.fullmatch(plain)):
         readings.append(Scalar(Node("sym", value=label[1] or label[2])))

@@ -14,6 +14,7 @@ from app.rewards.answer_types import (
     Relation,
     Scalar,
     SetOperation,
+    Words,
 )
 from app.rewards.expressions import parse_expression
 from app.rewards.lexer import Token, UnreadableError, tokenize
@@ -110,12 +111,24 @@ class _Reader:
         sides, signs = _split_relations(tokens)
         if not signs:
             return self.set_expression(tokens)
+        pieces = _split(tokens, lambda token: token.kind == "command" and token.value == "cup")
+        if len(pieces) > 1 and all(_split_relations(piece)[1] for piece in pieces):
+            return _join_inequalities([self.item(piece) for piece in pieces])
         if not sides[0]:  # "= 5", "\approx 5"
             sides, signs = sides[1:], signs[1:]
         if len(sides) > 12:
             raise UnreadableError("a chain too long")
-        read = [self.set_expression(side) for side in sides]
+        read = [self.named(sides[0], signs), *(self.set_expression(side) for side in sides[1:])]
         return Relation(tuple(read), tuple(signs)) if signs else read[0]
+
+    def named(self, tokens: list[Token], signs: list[str]) -> Answer:
+        """The left side of a relation; of an equation it may be words, which name what it is equal to."""
+        try:
+            return self.set_expression(tokens)
+        except UnreadableError:
+            if signs[:1] != ["="] or not tokens:
+                raise
+            return Words(" ".join(token.value for token in tokens).casefold())
 
     def set_expression(self, tokens: list[Token]) -> Answer:
         for index, depth in _walk_backwards(tokens):
@@ -165,6 +178,9 @@ class _Reader:
     def members(self, inside: list[Token]) -> Answer:
         if not inside:
             return NamedSet("")
+        parts = _split(inside, lambda token: token.kind == "char" and token.value in ("|", ":"))
+        if len(parts) == 2 and _is_set_variable(parts[0]):
+            return self.item(parts[1])
         answer = self.answer(inside)
         return Members("set", answer.items if isinstance(answer, Members) and answer.kind == "list" else (answer,))
 
@@ -246,6 +262,12 @@ def _significant_digits(tokens: list[Token]) -> tuple[int | None, int]:
     fraction = mantissa.partition(".")[2]
     digits = mantissa.replace(".", "").lstrip("0")
     return len(digits), power + int(exponent or 0) - len(fraction)
+
+
+def _is_set_variable(tokens: list[Token]) -> bool:
+    """Whether a set's description begins so: ``x`` or ``x ∈ ℝ``."""
+    variable, *rest = [token.value for token in tokens if token.value not in "{}"] or [""]
+    return len(variable) == 1 and variable.isalpha() and rest in ([], ["in", "mathbb", "R"], ["in", "reals"])
 
 
 def _spelled(tokens: list[Token]) -> str:

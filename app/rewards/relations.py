@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from app.rewards.answer_types import Answer, Node, Relation, Scalar
-from app.rewards.identity import constant_ratio, free_symbols, identical
+from app.rewards.answer_types import Answer, Node, Relation, Scalar, Words
+from app.rewards.identity import constant_ratio, free_symbols, identical, substitute
 from app.rewards.sets import allowed_region, equal_regions, is_region
 
 Equal = Callable[[Answer, Answer], bool]
@@ -53,6 +53,8 @@ def _names_differ(a: Relation, b: Relation) -> bool:
     """Whether both name what they are equal to, and not alike: ``x = 5`` and ``y = 5``."""
     if not (set(a.signs) <= _EQUATIONS and set(b.signs) <= _EQUATIONS):
         return False
+    if isinstance(a.sides[0], Words) and isinstance(b.sides[0], Words):
+        return a.sides[0] != b.sides[0]
     first, second = _name(a), _name(b)
     if first is None or second is None or first == second:
         return False
@@ -107,13 +109,7 @@ def _renamed(relation: Relation, side: Answer) -> Answer:
     variable = name.args[0]
     if variable.op != "sym" or variable.value not in free_symbols(side.node):
         return side
-    return Scalar(_substitute(side.node, str(variable.value), "x"), side.unit, side.percent, side.digits, side.places)
-
-
-def _substitute(node: Node, old: str, new: str) -> Node:
-    if node.op == "sym" and node.value == old:
-        return Node("sym", value=new)
-    return Node(node.op, tuple(_substitute(each, old, new) for each in node.args), node.value)
+    return Scalar(substitute(side.node, str(variable.value), "x"), side.unit, side.percent, side.digits, side.places)
 
 
 def _equal_parts(a: Answer, b: Answer, equal: Equal) -> bool:

@@ -115,7 +115,9 @@ DROPPED = names(
     "quad qquad enspace thinspace medspace thickspace negthinspace hfill allowbreak nobreak ensuremath null strut "
     "vphantom unboldmath large Large small"
 )
-TEXT = names("text mbox textbf textit textrm textnormal textsf texttt textsc textup emph operatorname hbox mathop")
+TEXT = names(
+    "text mbox textbf textit textrm textnormal textsf texttt textsc textup emph operatorname hbox mathop mathrm"
+)
 FONTS = names(
     "mathbf boldsymbol bm mathit mathsf mathtt mathcal mathscr mathfrak underline boxed fbox pmb vec hat "
     "textcolor color bold mathbin mathrel mathord cancel smash overrightarrow"

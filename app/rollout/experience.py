@@ -99,11 +99,18 @@ def rollout_from_state(state: dict[str, Any]) -> Rollout:
     return Rollout(**(state | {"batch": PromptBatch(**batch), "completions": completions}))
 
 
-def pad_rollout(rollout: Rollout, tokenizer: "PreTrainedTokenizerBase") -> "TokenBatch":
-    """The rollout's B = P·G rows as one padded batch; its mask comes from lengths, never from pad ids."""
+def pad_rollout(
+    rollout: Rollout, tokenizer: "PreTrainedTokenizerBase", templated: bool = True
+) -> "TokenBatch":
+    """The rollout's B = P·G rows as one padded batch; its mask comes from lengths, never from pad ids.
+
+    Not ``templated``, the prompts are the bare problem texts: what an engine would see that lost the template.
+    """
     from app.policy.packing import build
 
-    prompts = [ids for ids in rollout.batch.prompt_ids for _ in range(rollout.group_size)]
+    own = rollout.batch.prompt_ids
+    groups = own if templated else [tokenizer(each.problem).input_ids for each in rollout.batch.problems]
+    prompts = [ids for ids in groups for _ in range(rollout.group_size)]
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return build(prompts, [row.token_ids for row in rollout.rows], pad_id)
 

@@ -1,13 +1,13 @@
 """Metrics of an iteration: sums by name, so that means weigh micro-batches and ranks by what they hold."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from app.rollout.experience import Experience, Rollout
+from app.rollout.mismatch import mismatch_metrics
 
 Gather = Callable[[dict[str, Any]], Sequence[dict[str, Any]]]
 
@@ -94,17 +94,12 @@ def _record_lengths(sums: MetricSums, rollout: Rollout) -> None:
     sums.add_values("completions/clipped_ratio", clipped)
 
 
-def verdict_shares(reasons: Sequence[str]) -> dict[str, float]:
-    """Share of each verdict reason among ``reasons``, as ``verdicts/<reason>``."""
-    counts = Counter(reasons)
-    return {f"verdicts/{reason}": count / len(reasons) for reason, count in sorted(counts.items())}
-
-
 def record_experience(experience: Experience) -> None:
     """Adds to the experience's own metrics what its rollout and its log-probs show before the update."""
     sums, mask = experience.metrics, experience.tokens.completion_mask.bool()
     record_rollout(sums, experience.rollout)
     sums.add_values("entropy", experience.entropy[mask])
-    difference = (experience.sampler_log_probs - experience.old_log_probs)[mask].abs()
-    sums.add_values("sampling/sampling_logp_difference/mean", difference)
-    sums.extremes(difference, highest="sampling/sampling_logp_difference/max")
+    found = mismatch_metrics(experience.sampler_log_probs, experience.old_log_probs, mask)
+    sums.extremes(found.pop("max"), highest="sampling/sampling_logp_difference/max")
+    sums.add("sampling/sampling_logp_difference/mean", found.pop("mean"), mask.sum())
+    sums.add_all({f"sampling/{name}": value for name, value in found.items()}, mask.sum())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from app.errors import ConfigurationError
+from app.policy.sharding import readable, unwrapped
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,12 +54,14 @@ def policy_weights(policy: "nn.Module") -> Weights:
     their base weights on the way, the policy itself is left as it is. Sharded tensors are gathered one at a time,
     which is a collective: every rank has to iterate to the end.
     """
-    with torch.no_grad():
+    with torch.no_grad(), readable(policy):
         if hasattr(policy, "peft_config"):
-            yield from _merged_weights(policy)
+            weights = _merged_weights(policy)
         else:
-            for name, parameter in policy.named_parameters(remove_duplicate=False):
-                yield name, _whole(parameter)
+            found = policy.named_parameters(remove_duplicate=False)
+            weights = ((name, _whole(parameter)) for name, parameter in found)
+        for name, weight in weights:
+            yield unwrapped(name), weight
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

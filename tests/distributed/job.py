@@ -1,10 +1,11 @@
-"""Runs on every rank of a launch: the trainings that ``tests/distributed/launch.py`` asked for, one after the other.
+"""Runs on every rank of a launch: the trainings that a file asks for, one after the other.
 
-    torchrun --nproc-per-node 2 -m tests.distributed.job jobs.json
+torchrun --nproc-per-node 2 -m tests.distributed.job jobs.json
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,22 @@ from lightning import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from app.policy.lora import LoraSettings
+from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.sharding import whole_weights
+from app.rewards.functions import ImportedReward, RewardSample
 from app.rollout.engine import SamplingSettings
 from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint
-from tests.running import make_benchmarks, make_data, make_module, make_rollouts, make_trainer, policy_settings, reward
+from tests.running import (
+    always_one,
+    digit_share,
+    make_benchmarks,
+    make_data,
+    make_module,
+    make_rollouts,
+    make_trainer,
+    policy_settings,
+)
 
 
 class FSDPOnCPU(FSDPStrategy):
@@ -33,58 +45,74 @@ def strategy(name: str, sharded_checkpoint: bool) -> Any:
     return {"single": "auto", "ddp": "ddp"}[name]
 
 
+def tied_on_rank_one(samples: Sequence[RewardSample]) -> list[float | None]:
+    """Every group of the second rank is tied, none of the first's."""
+    if torch.distributed.get_rank() == 1:
+        return always_one(samples)
+    return digit_share(samples)
+
+
 class Recorder(Callback):
-    """Each iteration's metrics and completion lengths of this rank."""
+    """What a run computes, seen from one rank."""
 
     def __init__(self) -> None:
-        self.metrics: list[dict[str, float]] = []
-        self.lengths: list[list[int]] = []
+        self.seen: dict[str, Any] = {"metrics": [], "lengths": [], "dtypes": set()}
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.seen["initial"] = whole_weights(pl_module.policy, everywhere=True)
+        head = pl_module.policy.get_output_embeddings()
+        self._hook = head.register_forward_hook(lambda module, given, made: self.seen.update(logits=made.dtype))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-        rows = pl_module.experience.rollout.rows
-        self.lengths.append([len(row.token_ids) for row in rows])
+        self.seen["metrics"].append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        experience = pl_module.experience
+        self.seen["lengths"].append([len(row.token_ids) for row in experience.rollout.rows])
+        computed = (experience.old_log_probs, experience.ref_log_probs, pl_module.last_log_ratio)
+        self.seen["dtypes"] |= {tensor.dtype for tensor in computed if tensor is not None}
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._hook.remove()
+        policy = pl_module.policy
+        self.seen["weights"] = whole_weights(policy, everywhere=True)
+        self.seen["master_dtypes"] = {parameter.dtype for parameter in policy.parameters()}
+        self.seen["kept"] = sum(getattr(p, "_local_tensor", p).numel() for p in policy.parameters())
 
 
-def run(job: dict[str, Any]) -> None:
-    """Trains as ``job`` says; rank r writes ``<folder>/result<r>.pt``."""
+def make(job: dict[str, Any]) -> tuple[Any, Any, list[Callback]]:
+    """Module, data and callbacks as ``job`` says."""
     folder = Path(job["folder"])
-    recorder = Recorder()
     optimizer = OptimizerSettings(**({"lr": 1e-3, "warmup_iterations": 2} | job.get("optimizer", {})))
     lora = LoraSettings(**job["lora"]) if "lora" in job else None
-    policy = replace(policy_settings(job.get("kind", "llama")), lora=lora, **job.get("policy", {}))
+    policy = PolicySettings(path=job["path"]) if "path" in job else policy_settings(job.get("kind", "llama"))
+    policy = replace(policy, lora=lora, **job.get("policy", {}))
     module = make_module(job.get("objective"), optimizer=optimizer, policy=policy, **job.get("module", {}))
     benchmarks = {"benchmarks": make_benchmarks(5), "benchmark_batch_size": 2} if job.get("evaluate") else {}
-    data = make_data(iterations=job.get("iterations", 4), **benchmarks)
-    callbacks: list[Callback] = [
-        make_rollouts(
-            rewards=[reward(job.get("reward", "digit_share"))],
-            sampling=SamplingSettings(max_new_tokens=job.get("max_new_tokens", 10)),
-        ),
-        recorder,
-    ]
-    if job.get("evaluate"):
+    sampling = SamplingSettings(max_new_tokens=job.get("max_new_tokens", 10))
+    score = ImportedReward(path=job.get("reward", "tests.running:digit_share"))
+    callbacks: list[Callback] = [make_rollouts(rewards=[score], sampling=sampling)]
+    if benchmarks:
         callbacks.append(BenchmarkEvaluation(SamplingSettings(temperature=0.0, max_new_tokens=6), grader_workers=1))
-    if job.get("save_every"):
+    if "save_every" in job:
         callbacks.append(IterationCheckpoint(job["save_every"], keep=9, folder=str(folder / "checkpoints")))
     if job.get("export"):
         callbacks.append(HFExport(str(folder / "hf")))
+    return module, make_data(iterations=job.get("iterations", 4), **benchmarks), callbacks
+
+
+def run(job: dict[str, Any]) -> None:
+    """Trains as ``job`` says; rank r writes ``<folder>/rank<r>.pt``."""
+    folder, recorder = Path(job["folder"]), Recorder()
+    folder.mkdir(parents=True, exist_ok=True)
+    module, data, callbacks = make(job)
     trainer = make_trainer(
         folder,
-        callbacks,
+        [recorder, *callbacks],
         strategy=strategy(job["strategy"], job.get("sharded_checkpoint", True)),
         devices=job["ranks"],
         precision=job.get("precision", "32-true"),
     )
     trainer.fit(module, datamodule=data, ckpt_path=job.get("resume"), weights_only=True)
-    result = {
-        "metrics": recorder.metrics,
-        "lengths": recorder.lengths,
-        "weights": whole_weights(module.policy, everywhere=True),
-        "dtypes": {str(parameter.dtype) for parameter in module.policy.parameters()},
-        "local": sum(getattr(p, "_local_tensor", p).numel() for p in module.policy.parameters()),
-    }
-    torch.save(result, folder / f"result{trainer.global_rank}.pt")
+    torch.save(recorder.seen, folder / f"rank{trainer.global_rank}.pt")
 
 
 def main(jobs: Path) -> None:

@@ -53,7 +53,8 @@ def test_boxes_come_in_the_order_in_which_they_close() -> None:
 
 
 BALANCED = st.recursive(
-    st.text(alphabet="ab1+ ", max_size=4), lambda inner: st.lists(inner, max_size=3).map(lambda x: "{" + "".join(x) + "}")
+    st.text(alphabet="ab1+ ", max_size=4),
+    lambda inner: st.lists(inner, max_size=3).map(lambda x: "{" + "".join(x) + "}"),
 )
 
 

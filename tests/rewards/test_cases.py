@@ -26,7 +26,9 @@ def test_hand_labelled_case(case: Case) -> None:
     assert judge(case.gold, case.answer, case.extra) == ("match" if case.equal else "mismatch")
 
 
-@pytest.mark.parametrize("dress", ["${}$", r"\( {} \)", "{}.", " {} ", "\u200b{}", r"\displaystyle {}", r"\boldsymbol{{{}}}"])
+@pytest.mark.parametrize(
+    "dress", ["${}$", r"\( {} \)", "{}.", " {} ", "\u200b{}", r"\displaystyle {}", r"\boldsymbol{{{}}}"]
+)
 def test_dress_changes_no_verdict(dress: str) -> None:
     """Spelling around an answer is without meaning, for right and for wrong answers."""
     changed = [

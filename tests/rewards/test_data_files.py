@@ -80,7 +80,9 @@ def test_several_answers_match_in_any_order() -> None:
         if row["id"] not in UNPARSEABLE:
             backwards = ", ".join(reversed(parts))
             assert judge(row["answer"], backwards, row) == "match", row["answer"]
-            assert judge(row["answer"], ",".join(parts[:-1]) or "0", row) == "mismatch" or len(parts) == 1, row["answer"]
+            assert judge(row["answer"], ",".join(parts[:-1]) or "0", row) == "mismatch" or len(parts) == 1, row[
+                "answer"
+            ]
 
 
 def test_golds_of_other_rows_do_not_match() -> None:

@@ -22,7 +22,9 @@ from app.rewards.functions import (
 HERE = "tests.rewards.reward_examples"
 
 
-def sample(completion: str, answer: str = "5", n_tokens: int = 10, finish: str = "stop", **extra: object) -> RewardSample:
+def sample(
+    completion: str, answer: str = "5", n_tokens: int = 10, finish: str = "stop", **extra: object
+) -> RewardSample:
     return RewardSample(Problem("p-1", "?", answer, extra=extra), completion, n_tokens, finish, 100)
 
 
@@ -87,7 +89,9 @@ def test_format(completion: str, finish: str, plain: int, thinking: int) -> None
     assert FormatReward(thinking=True)([sample(completion, finish=finish)]) == [thinking]
 
 
-@pytest.mark.parametrize(("n_tokens", "score"), [(0, 0), (79, 0), (80, 0), (85, -0.25), (90, -0.5), (100, -1), (120, -1)])
+@pytest.mark.parametrize(
+    ("n_tokens", "score"), [(0, 0), (79, 0), (80, 0), (85, -0.25), (90, -0.5), (100, -1), (120, -1)]
+)
 def test_overlong_penalty_is_that_of_dapo(n_tokens: int, score: float) -> None:
     assert OverlongPenalty(buffer_tokens=20)([sample("", n_tokens=n_tokens)]) == [pytest.approx(score)]
 
@@ -151,7 +155,9 @@ def test_what_no_function_can_score_is_nan_and_reported_once(caplog: pytest.LogC
     with caplog.at_level(logging.WARNING):
         assert all(map(math.isnan, rewards([sample("x")]).totals))
         rewards([sample("x")])
-    assert [record.getMessage() for record in caplog.records] == ["no reward function can score the completions of: p-1"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no reward function can score the completions of: p-1"
+    ]
 
 
 @pytest.mark.parametrize(

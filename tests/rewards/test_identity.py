@@ -89,7 +89,9 @@ def test_hard_identities(a: str, b: str, equal: bool) -> None:
     assert identical(_parse(b), _parse(a)) is equal
 
 
-@pytest.mark.parametrize("text", ["2x+", "1 2", ")", "(1", r"\frac{1}", r"\unknown{2}", "1..2", "x^", "the cat sat", ""])
+@pytest.mark.parametrize(
+    "text", ["2x+", "1 2", ")", "(1", r"\frac{1}", r"\unknown{2}", "1..2", "x^", "the cat sat", ""]
+)
 def test_what_cannot_be_read_as_a_whole_is_refused(text: str) -> None:
     with pytest.raises(UnreadableError):
         _parse(text)
