@@ -260,7 +260,8 @@ def _find_class(name: str, bases: Sequence[type]) -> type | None:
 
 
 def _subclasses(base: type) -> list[type]:
-    return [base, *(each for child in base.__subclasses__() for each in _subclasses(child))]
+    children: list[type] = base.__subclasses__()
+    return [base, *(each for child in children for each in _subclasses(child))]
 
 
 def parameters(of: Any) -> dict[str, Any]:

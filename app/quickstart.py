@@ -52,7 +52,7 @@ def main() -> int:
     # One-thread processes side by side beat one process with all threads at this size.
     with ThreadPoolExecutor(max_workers=max(1, os.cpu_count() or 1)) as pool:
         shared = [*root, "--model.policy.path", str(warm_start), "--data.iterations", str(options.iterations)]
-        outcomes = list(pool.map(lambda run: _learn(*run, shared, folder), runs))
+        outcomes = list(pool.map(lambda run: _learn(run[0], run[1], shared, folder), runs))
     print(f"\n{format_outcomes(outcomes)}\n")
     print(f"{time.monotonic() - started:.0f} s in all. Curves: {_tool('tensorboard')} --logdir {folder}")
     return 0

@@ -24,7 +24,8 @@ from app.rollout.experience import (
     sampler_log_probs,
 )
 from app.rollout.faults import GuardedEngine
-from app.rollout.metrics import MetricSums, record_experience
+from app.rollout.metric_sums import MetricSums
+from app.rollout.metrics import record_experience
 from app.rollout.mismatch import CorrectionSettings, importance_weights
 from app.rollout.preflight import check_first_rollout
 from app.rollout.transformers_engine import TransformersEngine
@@ -147,28 +148,26 @@ class RolloutCallback(Callback):
     def _collect(
         self, trainer: Trainer, module: "GRPOLambdaModule", batches: list[PromptBatch], weights_iteration: int
     ) -> list[Rollout]:
-        tokenizer, end_token_ids = module.tokenizer, module.end_token_ids
-        rollouts = self.collector.collect(batches, tokenizer, end_token_ids)
-        settings = self.dynamic_sampling
-        if settings is not None:
-
-            def further(rollout: Rollout, number: int) -> Rollout:
-                batch = trainer.datamodule.spare_batch(rollout.batch.iteration, number)
-                return self.collector.collect([batch], tokenizer, end_token_ids, number)[0]
-
-            rollouts = [
-                replace_tied(
-                    rollout,
-                    lambda number, rollout=rollout: further(rollout, number),
-                    settings,
-                    lambda here: bool(module.max_over_ranks(int(here))),
-                )
-                for rollout in rollouts
-            ]
+        rollouts = self.collector.collect(batches, module.tokenizer, module.end_token_ids)
+        if self.dynamic_sampling is not None:
+            rollouts = [self._without_tied(trainer, module, rollout, self.dynamic_sampling) for rollout in rollouts]
         for rollout in rollouts:
             rollout.weights_iteration = weights_iteration
             rollout.counts["engine/restarts"] = float(self.engine.restarts)
         return rollouts
+
+    def _without_tied(
+        self,
+        trainer: Trainer,
+        module: "GRPOLambdaModule",
+        rollout: Rollout,
+        settings: DynamicSamplingSettings,
+    ) -> Rollout:
+        def further(extra_round: int) -> Rollout:
+            batch = trainer.datamodule.spare_batch(rollout.batch.iteration, extra_round)
+            return self.collector.collect([batch], module.tokenizer, module.end_token_ids, extra_round)[0]
+
+        return replace_tied(rollout, further, settings, lambda here: bool(module.max_over_ranks(int(here))))
 
     def _start_ahead(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> None:
         """Begins the next rollout with the weights that this iteration's update starts from."""
@@ -268,16 +267,12 @@ class RolloutCallback(Callback):
         rates = {"time/iteration": seconds, "tokens/per_second": tokens / seconds}
         pl_module.log_dict(self._totals | rates, rank_zero_only=True)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]) -> None:
         self._finish_ahead()
         waiting = pl_module.gather_objects([rollout_state(rollout) for rollout in self._waiting])
         checkpoint["rollouts"] = {"totals": dict(self._totals), "waiting": waiting}
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]) -> None:
         state = checkpoint["rollouts"]
         self._totals = dict(state["totals"])
         ranks = state["waiting"]

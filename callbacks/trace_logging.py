@@ -8,7 +8,7 @@ from lightning import Callback, Trainer
 from app.algorithm.objective import ObjectiveSettings
 from app.algorithm.traces import STYLES, accumulate, weights
 from app.errors import ConfigurationError
-from app.rollout.metrics import MetricSums
+from app.rollout.metric_sums import MetricSums
 
 if TYPE_CHECKING:
     from modules.grpo_lambda import GRPOLambdaModule

@@ -15,7 +15,7 @@ from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.packing import TokenBatch, split_by_rows
 from app.policy.sharding import evaluation
-from app.rollout.metrics import MetricSums
+from app.rollout.metric_sums import MetricSums
 from modules.policy_module import PolicyModule
 
 if TYPE_CHECKING:

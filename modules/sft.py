@@ -6,7 +6,7 @@ import torch
 
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
-from app.rollout.metrics import MetricSums
+from app.rollout.metric_sums import MetricSums
 from modules.policy_module import PolicyModule
 
 if TYPE_CHECKING:

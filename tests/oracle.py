@@ -4,9 +4,8 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from app.rollout.engine import Completion, GenerationRequest
+from app.rollout.engine import Completion, GenerationRequest, PolicyOwner
 
 WRONG = "-86753.25"
 
@@ -29,10 +28,10 @@ class OracleEngine:
         rows = [json.loads(line) for path in sorted(Path(folder).glob("*.jsonl")) for line in path.open("rb")]
         self.golds = {_key(row["problem"]): str(row["answer"]) for row in rows if row}
 
-    def start(self, module: Any) -> None:
+    def start(self, module: PolicyOwner) -> None:
         self.tokenizer = module.tokenizer
 
-    def sync(self, module: Any) -> None: ...
+    def sync(self, module: PolicyOwner) -> None: ...
 
     def close(self) -> None: ...
 

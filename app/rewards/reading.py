@@ -1,6 +1,5 @@
 """Text → answers: every sensible reading of it, as lists, sets, intervals, matrices, relations and scalars."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from app.rewards.answer_types import (
@@ -28,13 +27,21 @@ from app.rewards.plain_text import (
     strip_lead_in,
     word_readings,
 )
+from app.rewards.splitting import (
+    BRACKETS,
+    closing_index,
+    double_signs,
+    is_separator,
+    significant_digits,
+    spelled,
+    split,
+    split_relations,
+    walk_backwards,
+)
 from app.rewards.units import canonical_unit, split_unit
 from app.rewards.vocabulary import FUNCTIONS, names
 
 MAX_ITEMS = 100
-_BRACKETS = {"(": ")", "[": "]", "\\{": "\\}", "⟨": "⟩"}
-_OPENING = (*_BRACKETS, "{", "⌊", "⌈")
-_CLOSING = (*_BRACKETS.values(), "}", "⌋", "⌉")
 _TEMPERATURES = ("C", "F", "K")
 _SET_SIGNS = ("cup", "cap", "setminus")
 _CURRENCY_UNITS = dict(zip(CURRENCY.values(), ("dollar", "euro", "£", "¥", "₹"), strict=True))
@@ -80,7 +87,7 @@ class _Reader:
         self.bare_letters = bare_letters
 
     def answer(self, tokens: list[Token]) -> Answer:
-        parts = [part for part in _split(tokens, _is_separator) if part]
+        parts = [part for part in split(tokens, is_separator) if part]
         if not parts:
             raise UnreadableError("nothing there")
         if len(parts) > MAX_ITEMS:
@@ -95,7 +102,7 @@ class _Reader:
 
     def plus_minus(self, tokens: list[Token]) -> list[Answer]:
         """One answer, or the two that a ± stands for; all signs of one answer change together."""
-        signs = _double_signs(tokens)
+        signs = double_signs(tokens)
         if not signs:
             return [self.item(tokens)]
         both = []
@@ -108,11 +115,11 @@ class _Reader:
         return both
 
     def item(self, tokens: list[Token]) -> Answer:
-        sides, signs = _split_relations(tokens)
+        sides, signs = split_relations(tokens)
         if not signs:
             return self.set_expression(tokens)
-        pieces = _split(tokens, lambda token: token.kind == "command" and token.value == "cup")
-        if len(pieces) > 1 and all(_split_relations(piece)[1] for piece in pieces):
+        pieces = split(tokens, lambda token: token.kind == "command" and token.value == "cup")
+        if len(pieces) > 1 and all(split_relations(piece)[1] for piece in pieces):
             return _join_inequalities([self.item(piece) for piece in pieces])
         if not sides[0]:  # "= 5", "\approx 5"
             sides, signs = sides[1:], signs[1:]
@@ -131,7 +138,7 @@ class _Reader:
             return Words(" ".join(token.value for token in tokens).casefold())
 
     def set_expression(self, tokens: list[Token]) -> Answer:
-        for index, depth in _walk_backwards(tokens):
+        for index, depth in walk_backwards(tokens):
             token = tokens[index]
             if depth == 0 and token.kind == "command" and token.value in _SET_SIGNS and 0 < index < len(tokens) - 1:
                 return SetOperation(token.value, self.set_expression(tokens[:index]), self.term(tokens[index + 1 :]))
@@ -140,12 +147,12 @@ class _Reader:
     def term(self, tokens: list[Token]) -> Answer:
         if not tokens:
             raise UnreadableError("a part is missing")
-        special = _named_set(tokens) or read_numeral(_spelled(tokens))
-        clock = None if self.bare_letters and tokens[-1].kind == "number" else read_clock(_spelled(tokens))
+        special = _named_set(tokens) or read_numeral(spelled(tokens))
+        clock = None if self.bare_letters and tokens[-1].kind == "number" else read_clock(spelled(tokens))
         if special or clock:
             return special or clock  # type: ignore[return-value]
-        closer = _BRACKETS.get(tokens[0].value) if tokens[0].kind == "char" else None
-        if closer and _closing_index(tokens) == len(tokens) - 1:
+        closer = BRACKETS.get(tokens[0].value) if tokens[0].kind == "char" else None
+        if closer and closing_index(tokens) == len(tokens) - 1:
             inner = self.bracketed(tokens)
             if inner is not None:
                 return inner
@@ -157,7 +164,7 @@ class _Reader:
     def bracketed(self, tokens: list[Token]) -> Answer | None:
         """What stands in brackets around all the tokens; None for brackets that only group."""
         left, right, inside = tokens[0].value, tokens[-1].value, tokens[1:-1]
-        parts = _split(inside, lambda token: token.kind == "char" and token.value in (",", ";"))
+        parts = split(inside, lambda token: token.kind == "char" and token.value in (",", ";"))
         if left == "\\{":
             if right != "\\}":
                 raise UnreadableError("unequal braces")
@@ -178,7 +185,7 @@ class _Reader:
     def members(self, inside: list[Token]) -> Answer:
         if not inside:
             return NamedSet("")
-        parts = _split(inside, lambda token: token.kind == "char" and token.value in ("|", ":"))
+        parts = split(inside, lambda token: token.kind == "char" and token.value in ("|", ":"))
         if len(parts) == 2 and _is_set_variable(parts[0]):
             return self.item(parts[1])
         answer = self.answer(inside)
@@ -193,8 +200,8 @@ class _Reader:
         end = next((i for i in range(start, len(tokens)) if tokens[i].value == "end"), len(tokens))
         if environment not in _MATRICES or end == len(tokens):
             raise UnreadableError(f"{environment} is not a matrix")
-        rows = [row for row in _split(tokens[start:end], lambda token: token.value == "row") if row]
-        cells = [[self.item(cell) for cell in _split(row, lambda token: token.value == "&")] for row in rows]
+        rows = [row for row in split(tokens[start:end], lambda token: token.value == "row") if row]
+        cells = [[self.item(cell) for cell in split(row, lambda token: token.value == "&")] for row in rows]
         matrix = Matrix(tuple(map(tuple, cells)))
         if not cells or len({len(row) for row in cells}) != 1 or len(cells) * len(cells[0]) > MAX_ITEMS:
             raise UnreadableError("not a rectangle")
@@ -202,7 +209,7 @@ class _Reader:
         return _scaled(_transposed(matrix, rest), tokens[:begin])
 
     def ratio(self, tokens: list[Token]) -> Answer | None:
-        parts = _split(tokens, lambda token: token.kind == "char" and token.value == ":")
+        parts = split(tokens, lambda token: token.kind == "char" and token.value == ":")
         if len(parts) == 1 or (len(parts) == 2 and not all(parts)):
             return None
         return Ratio(tuple(self.scalar(part) for part in parts))
@@ -210,7 +217,7 @@ class _Reader:
     def scalar(self, tokens: list[Token]) -> Scalar:
         value, unit, percent = self.affixes(tokens)
         node = parse_expression(value)
-        digits, places = _significant_digits(value)
+        digits, places = significant_digits(value)
         return Scalar(node, unit, percent, digits, places)
 
     def affixes(self, tokens: list[Token]) -> tuple[list[Token], str | None, bool]:
@@ -247,97 +254,10 @@ def _ends_in_degrees(tokens: list[Token]) -> bool:
     return not any(token.kind in ("command", "word") and token.value in FUNCTIONS for token in tokens)
 
 
-def _significant_digits(tokens: list[Token]) -> tuple[int | None, int]:
-    """How many digits a single decimal number is written with, and the place of the last; (None, 0) for others."""
-    numbers = [token for token in tokens if token.kind == "number"]
-    if not numbers or not numbers[0].decimal or any(token.kind in ("word", "text") for token in tokens):
-        return None, 0
-    power = 0
-    if len(numbers) == 3 and numbers[1].value == "10" and [token.value for token in tokens if token.value == "^"]:
-        power = int(numbers[2].value) if numbers[2].value.isdigit() and len(numbers[2].value) < 5 else 0
-        power = -power if any(token.value == "-" for token in tokens[tokens.index(numbers[1]) :]) else power
-    elif len(numbers) != 1 or any(token.kind == "command" or token.value in "/^!|" for token in tokens):
-        return None, 0
-    mantissa, _, exponent = numbers[0].value.lower().partition("e")
-    fraction = mantissa.partition(".")[2]
-    digits = mantissa.replace(".", "").lstrip("0")
-    return len(digits), power + int(exponent or 0) - len(fraction)
-
-
 def _is_set_variable(tokens: list[Token]) -> bool:
     """Whether a set's description begins so: ``x`` or ``x ∈ ℝ``."""
     variable, *rest = [token.value for token in tokens if token.value not in "{}"] or [""]
     return len(variable) == 1 and variable.isalpha() and rest in ([], ["in", "mathbb", "R"], ["in", "reals"])
-
-
-def _spelled(tokens: list[Token]) -> str:
-    """The tokens as text, where they are few enough for a numeral or a time."""
-    return " ".join(token.value for token in tokens) if len(tokens) < 12 else ""
-
-
-def _double_signs(tokens: list[Token]) -> list[int]:
-    """Where ± and ∓ stand; those within a set belong to its members and are not among them."""
-    places, in_sets = [], 0
-    for index, token in enumerate(tokens):
-        in_sets += (token.value == "\\{") - (token.value == "\\}")
-        if in_sets == 0 and token.kind == "command" and token.value in ("pm", "mp"):
-            places.append(index)
-    return places
-
-
-def _split(tokens: list[Token], separates: Callable[[Token], bool]) -> list[list[Token]]:
-    """The runs of tokens between separators outside brackets and environments."""
-    parts: list[list[Token]] = [[]]
-    depth = 0
-    for token in tokens:
-        depth += _depth_change(token)
-        if depth == 0 and separates(token):
-            parts.append([])
-        else:
-            parts[-1].append(token)
-    return parts
-
-
-def _depth_change(token: Token) -> int:
-    if token.kind == "char":
-        return (token.value in _OPENING) - (token.value in _CLOSING)
-    return (token.value == "begin") - (token.value == "end") if token.kind == "command" else 0
-
-
-def _is_separator(token: Token) -> bool:
-    if token.kind == "char":
-        return token.value in (",", ";")
-    return token.kind in ("text", "word") and token.value.strip(" ,;.").lower() in ("and", "or", "")
-
-
-def _split_relations(tokens: list[Token]) -> tuple[list[list[Token]], list[str]]:
-    signs: list[str] = []
-
-    def separates(token: Token) -> bool:
-        if token.kind == "relation":
-            signs.append(token.value)
-        return token.kind == "relation"
-
-    return _split(tokens, separates), signs
-
-
-def _walk_backwards(tokens: list[Token]) -> list[tuple[int, int]]:
-    """(index, bracket depth) from the last token to the first."""
-    depth, walk = 0, []
-    for index in range(len(tokens) - 1, -1, -1):
-        depth -= _depth_change(tokens[index])
-        walk.append((index, depth))
-    return walk
-
-
-def _closing_index(tokens: list[Token]) -> int:
-    """The index of the bracket that closes the first token; any closing bracket closes any opening one."""
-    depth = 0
-    for index, token in enumerate(tokens):
-        depth += _depth_change(token)
-        if depth == 0:
-            return index
-    return -1
 
 
 def _named_set(tokens: list[Token]) -> NamedSet | None:

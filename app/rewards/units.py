@@ -137,7 +137,7 @@ def _bare_unit(tokens: list[Token], index: int, letters: bool) -> bool:
     if word in _BARE or word.lower().removesuffix("s") in _BARE:
         return True
     if letters and word in _BARE_LETTERS:
-        return token.spaced or len(tokens) > index + 1
+        return token.spaced or word in "ms" or len(tokens) > index + 1
     return letters and len(word) > 2 and not is_product(word) and tokens[index - 1].kind == "number"
 
 

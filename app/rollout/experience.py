@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from app.policy.packing import TokenBatch
-    from app.rollout.metrics import MetricSums
+    from app.rollout.metric_sums import MetricSums
 
 
 @dataclass
@@ -99,9 +99,7 @@ def rollout_from_state(state: dict[str, Any]) -> Rollout:
     return Rollout(**(state | {"batch": PromptBatch(**batch), "completions": completions}))
 
 
-def pad_rollout(
-    rollout: Rollout, tokenizer: "PreTrainedTokenizerBase", templated: bool = True
-) -> "TokenBatch":
+def pad_rollout(rollout: Rollout, tokenizer: "PreTrainedTokenizerBase", templated: bool = True) -> "TokenBatch":
     """The rollout's B = P·G rows as one padded batch; its mask comes from lengths, never from pad ids.
 
     Not ``templated``, the prompts are the bare problem texts: what an engine would see that lost the template.

@@ -186,7 +186,9 @@ def fake_rollout(rewards: list[list[float]], mark: str) -> Rollout:
     return Rollout(batch, rows, texts, flat, {"r": flat}, 0)
 
 
-groups_of_rewards = st.lists(st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=2, max_size=2), min_size=3, max_size=3)
+groups_of_rewards = st.lists(
+    st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=2, max_size=2), min_size=3, max_size=3
+)
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)

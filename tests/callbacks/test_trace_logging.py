@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from app.algorithm.objective import ObjectiveSettings
-from app.rollout.metrics import MetricSums
+from app.rollout.metric_sums import MetricSums
 from callbacks import TraceLogging
 from callbacks.trace_logging import record_traces
 from tests.running import fit, make_module, make_rollouts

@@ -62,9 +62,18 @@ def test_valid_keys_pass(values: dict) -> None:
         ({"outer": {"inner": {"rte": 1}}}, "outer.inner.rte: no such key; did you mean rate? (in a.yaml)"),
         ({"outer": {"init_args": {"inner": {"rte": 1}}}}, "outer.inner.rte: no such key; did you mean rate?"),
         ({"outer": {"named": {"x": {"rat": 1}}}}, "outer.named.x.rat: no such key; did you mean rate?"),
-        ({"outer": {"parts": [{"class_path": "Chld"}]}}, "outer.parts.0.class_path: no class Chld; did you mean Child?"),
-        ({"outer": {"parts": [{"class_path": "Child", "deepth": 1}]}}, "outer.parts.0.deepth: no such key; did you mean"),
-        ({"outer": {"base": {"class_path": "nowhere.Thing"}}}, "outer.base.class_path: no class nowhere.Thing; there are"),
+        (
+            {"outer": {"parts": [{"class_path": "Chld"}]}},
+            "outer.parts.0.class_path: no class Chld; did you mean Child?",
+        ),
+        (
+            {"outer": {"parts": [{"class_path": "Child", "deepth": 1}]}},
+            "outer.parts.0.deepth: no such key; did you mean",
+        ),
+        (
+            {"outer": {"base": {"class_path": "nowhere.Thing"}}},
+            "outer.base.class_path: no class nowhere.Thing; there are",
+        ),
     ],
 )
 def test_a_wrong_key_is_named_whole_with_its_file_and_the_nearest(values: dict, expected: str) -> None:

@@ -278,7 +278,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def dry_run(workspace: Path, capsys: pytest.CaptureFixture, *options: str, command: str = "fit") -> tuple[int, str, str]:
+def dry_run(
+    workspace: Path, capsys: pytest.CaptureFixture, *options: str, command: str = "fit"
+) -> tuple[int, str, str]:
     """(exit code, print-out, what stands on stderr)."""
     with inside(workspace):
         code = main([command, "--config", "rl.yaml", "--dry_run", *options])
@@ -337,7 +339,7 @@ REFUSED = {
     ("--data.prompt.max_prompt_tokens", "600"): "leave no room in the model's context of 512",
     ("--checkpoint.monitor", "eval/smal/accuracy"): "there is no benchmark 'smal' in data.benchmarks; there are small",
     ("--model.policy.dtype", "bfloat16", "--trainer.precision", "bf16-true"): "trains float32 master weights",
-    ("--model.policy.path", "polcy"): "model.policy.path",
+    ("--model.policy.path", "./polcy"): "model.policy.path: no such folder: ./polcy; did you mean policy?",
     ("--trainer.precision", "16-mixed"): "trainer.precision: must be one of",
     ("--data.train", "null"): "data.train: fit needs a training set",
 }

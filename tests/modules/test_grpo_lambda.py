@@ -124,7 +124,7 @@ def test_the_reference_is_loaded_only_for_beta_and_stays_what_it_was(tmp_path: P
     start.configure_model()
     assert module.reference is not None
     assert start.reference is None
-    reference = {name: tensor for name, tensor in module.reference.state_dict().items()}
+    reference = dict(module.reference.state_dict())
     assert equal_weights(reference, weights_of(start))
     assert not any("reference" in name for name, _ in module.named_parameters())
 

@@ -99,7 +99,7 @@ def test_overlong_penalty_is_that_of_dapo(n_tokens: int, score: float) -> None:
 def test_overlong_penalty_refuses_impossible_buffers() -> None:
     with pytest.raises(ConfigurationError, match="buffer_tokens"):
         OverlongPenalty(0)
-    with pytest.raises(ConfigurationError, match="buffer_tokens.*100"):
+    with pytest.raises(ConfigurationError, match=r"buffer_tokens.*100"):
         OverlongPenalty(101)([sample("")])
 
 

@@ -1,0 +1,203 @@
+"""Two ranks learn what one process does with the same global batch, under every strategy, with gloo on CPUs.
+
+Sums run in another order on other numbers of ranks: metrics agree to 1e-4 (relative), weights to 2e-6 after 4
+iterations of up to 1e-3 each. Runs on the same ranks agree bit for bit.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from app.policy.checkpoints import read_weights
+from app.policy.models import load_policy
+from tests.distributed.job import run
+from tests.distributed.launch import launch, result, untimed
+from tests.running import equal_weights, make_module, policy_settings
+
+pytestmark = pytest.mark.slow
+JOB: dict[str, Any] = {
+    "objective": {"beta": 0.1, "lam": 0.9, "reduction": "token"},
+    "module": {"advantage_scale": "batch", "micro_batch_size": 3, "mini_batches": 2, "updates_per_rollout": 2},
+    "optimizer": {"weight_decay": 0.1, "max_grad_norm": 0.5},
+    "max_new_tokens": 30,
+    "evaluate": True,
+}
+LORA = {"lora": {"r": 4, "alpha": 8.0}}
+TIED = {"reward": "tests.distributed.job:tied_on_rank_one", "module": {"micro_batch_size": 3}, "iterations": 2}
+
+
+def agree(one: dict[str, Any], other: dict[str, Any], first: int = 0) -> None:
+    """``other`` saw and learned what ``one`` did from iteration ``first`` on."""
+    assert len(other["metrics"]) == len(one["metrics"]) - first
+    for mine, theirs in zip(one["metrics"][first:], other["metrics"], strict=True):
+        assert untimed(theirs) == pytest.approx(untimed(mine), rel=1e-4, abs=2e-5)
+    assert one["weights"].keys() == other["weights"].keys()
+    for name, tensor in one["weights"].items():
+        torch.testing.assert_close(other["weights"][name], tensor, rtol=0, atol=2e-6)
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the runs on one process."""
+    root = tmp_path_factory.mktemp("single")
+    common = {"strategy": "single", "ranks": 1}
+    run({**JOB, **common, "folder": str(root / "plain"), "save_every": 2, "export": True})
+    run({**JOB, **common, "folder": str(root / "tied-embeddings"), "kind": "qwen2"})
+    run({**JOB, **common, **LORA, "folder": str(root / "lora")})
+    return root
+
+
+@pytest.fixture(scope="module")
+def ddp(single: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("ddp")
+    plain = {**JOB, "strategy": "ddp"}
+    jobs = [
+        {**plain, "folder": str(root / "plain"), "save_every": 2},
+        {**plain, **TIED, "folder": str(root / "tied")},
+        {**plain, "folder": str(root / "resumed"), "resume": str(root / "plain/checkpoints/iteration-000002.ckpt")},
+    ]
+    launch(jobs, 2, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def fsdp2(single: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fsdp2")
+    plain = {**JOB, "strategy": "fsdp2"}
+    whole = {**plain, "sharded_checkpoint": False}
+    saved = "checkpoints/iteration-000002.ckpt"
+    jobs = [
+        {**plain, "folder": str(root / "sharded"), "save_every": 2, "export": True},
+        {**whole, "folder": str(root / "whole"), "save_every": 2, "export": True},
+        {**plain, "folder": str(root / "sharded-resumed"), "resume": str(root / "sharded" / saved)},
+        {**whole, "folder": str(root / "whole-resumed"), "resume": str(root / "whole" / saved)},
+        {**plain, "folder": str(root / "from-single"), "resume": str(single / "plain" / saved)},
+        {**plain, **TIED, "folder": str(root / "tied")},
+        {**plain, "folder": str(root / "tied-embeddings"), "kind": "qwen2"},
+        {**plain, "folder": str(root / "from-files"), "path": str(single / "plain/hf"), "iterations": 1},
+        {**plain, "folder": str(root / "from-sharded"), "path": str(root / "sharded" / saved), "iterations": 1},
+        {**plain, **LORA, "folder": str(root / "lora"), "save_every": 2, "export": True},
+        {**plain, **LORA, "folder": str(root / "lora-resumed"), "resume": str(root / "lora" / saved)},
+    ]
+    launch(jobs, 2, root)
+    launch([{**plain, "folder": str(root / "one-rank"), "resume": str(root / "sharded" / saved)}], 1, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def fsdp(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("fsdp")
+    plain = {**JOB, "strategy": "fsdp"}
+    saved = str(root / "sharded/checkpoints/iteration-000002.ckpt")
+    jobs = [
+        {**plain, "folder": str(root / "sharded"), "save_every": 2, "export": True},
+        {**plain, "folder": str(root / "sharded-resumed"), "resume": saved},
+        {**plain, **TIED, "folder": str(root / "tied")},
+        {**plain, "folder": str(root / "low"), "precision": "bf16-true", "iterations": 1},
+    ]
+    launch(jobs, 2, root)
+    return root
+
+
+def test_ddp_is_one_process(single: Path, ddp: Path) -> None:
+    agree(result(single / "plain"), result(ddp / "plain"))
+    assert result(ddp / "plain")["kept"] == result(single / "plain")["kept"]
+
+
+def test_fsdp2_is_one_process_with_half_of_the_weights_on_each_rank(single: Path, fsdp2: Path) -> None:
+    one, ranks = result(single / "plain"), [result(fsdp2 / "sharded", rank) for rank in range(2)]
+    for rank in ranks:
+        agree(one, rank)
+        assert rank["kept"] == one["kept"] // 2
+    assert equal_weights(ranks[0]["weights"], ranks[1]["weights"])
+
+
+def test_fsdp_is_one_process_with_half_of_the_weights_on_each_rank(single: Path, fsdp: Path) -> None:
+    one, other = result(single / "plain"), result(fsdp / "sharded")
+    agree(one, other)
+    assert other["kept"] == pytest.approx(one["kept"] / 2, rel=0.01)
+
+
+def test_lengths_differ_between_ranks(fsdp2: Path) -> None:
+    """What the equality above rests on: a rank that is done does not wait for, or hold up, the other one."""
+    first, second = (result(fsdp2 / "sharded", rank)["lengths"] for rank in range(2))
+    assert any(max(one) != max(other) for one, other in zip(first, second, strict=True))
+
+
+def test_tied_embeddings_stay_tied_in_shards(single: Path, fsdp2: Path) -> None:
+    one, other = result(single / "tied-embeddings"), result(fsdp2 / "tied-embeddings")
+    agree(one, other)
+    assert "lm_head.weight" not in other["weights"]
+
+
+def test_new_weights_are_drawn_shard_by_shard_as_for_one_process(single: Path, fsdp2: Path, fsdp: Path) -> None:
+    for kind, name in (("llama", "sharded"), ("qwen2", "tied-embeddings")):
+        drawn = dict(load_policy(policy_settings(kind), make_module().seed).named_parameters())
+        assert equal_weights(drawn, result(fsdp2 / name)["initial"])
+    assert equal_weights(result(single / "plain")["initial"], result(fsdp / "sharded")["initial"])
+
+
+def test_files_and_checkpoints_are_read_shard_by_shard(single: Path, fsdp2: Path) -> None:
+    assert equal_weights(load_file(single / "plain/hf/model.safetensors"), result(fsdp2 / "from-files")["initial"])
+    trained = read_weights(str(fsdp2 / "sharded/checkpoints/iteration-000002.ckpt"))
+    assert equal_weights(trained, result(fsdp2 / "from-sharded")["initial"])
+
+
+@pytest.mark.parametrize("name", ["sharded", "whole"])
+def test_fsdp2_resumes_on_two_ranks_bit_for_bit(fsdp2: Path, name: str) -> None:
+    uninterrupted, resumed = result(fsdp2 / name), result(fsdp2 / f"{name}-resumed")
+    assert equal_weights(uninterrupted["weights"], resumed["weights"])
+    assert untimed(uninterrupted["metrics"][-1]) == untimed(resumed["metrics"][-1])
+
+
+def test_ddp_and_fsdp_resume_on_two_ranks_bit_for_bit(ddp: Path, fsdp: Path) -> None:
+    assert equal_weights(result(ddp / "plain")["weights"], result(ddp / "resumed")["weights"])
+    assert equal_weights(result(fsdp / "sharded")["weights"], result(fsdp / "sharded-resumed")["weights"])
+
+
+def test_checkpoints_of_two_ranks_resume_on_one(single: Path, fsdp2: Path, ddp: Path, tmp_path: Path) -> None:
+    agree(result(single / "plain"), result(fsdp2 / "one-rank"), first=2)
+    for number, folder in enumerate((fsdp2 / "whole", ddp / "plain")):
+        saved = str(folder / "checkpoints/iteration-000002.ckpt")
+        run({**JOB, "strategy": "single", "ranks": 1, "folder": str(tmp_path / str(number)), "resume": saved})
+        agree(result(single / "plain"), result(tmp_path / str(number)), first=2)
+
+
+def test_a_checkpoint_of_one_process_resumes_in_shards(single: Path, fsdp2: Path) -> None:
+    """Also its optimiser states, of which matrices and vectors are numbered apart."""
+    agree(result(single / "plain"), result(fsdp2 / "from-single"), first=2)
+
+
+@pytest.mark.parametrize("name", ["sharded", "whole"])
+def test_the_export_is_the_checkpoint_bit_for_bit(fsdp2: Path, name: str) -> None:
+    exported = load_file(fsdp2 / name / "hf/model.safetensors")
+    assert equal_weights(exported, read_weights(str(fsdp2 / name / "checkpoints/iteration-000004.ckpt")))
+
+
+def test_fsdp_exports_what_it_learned(fsdp: Path) -> None:
+    assert equal_weights(load_file(fsdp / "sharded/hf/model.safetensors"), result(fsdp / "sharded")["weights"])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp"])
+def test_a_rank_with_tied_groups_alone_learns_with_the_other(request: Any, strategy: str) -> None:
+    ranks = [result(request.getfixturevalue(strategy) / "tied", rank) for rank in range(2)]
+    assert equal_weights(ranks[0]["weights"], ranks[1]["weights"])
+    assert not equal_weights(ranks[0]["weights"], ranks[0]["initial"])
+    assert ranks[0]["metrics"][0]["frac_reward_zero_std"] == 0.5
+    assert ranks[0]["metrics"][0]["updates/skipped"] == 0
+
+
+def test_adapters_learn_in_shards_what_they_do_in_one_process(single: Path, fsdp2: Path) -> None:
+    one, other = result(single / "lora"), result(fsdp2 / "lora")
+    assert equal_weights(one["initial"], other["initial"])
+    agree(one, other)
+    assert equal_weights(other["weights"], result(fsdp2 / "lora-resumed")["weights"])
+
+
+def test_fsdp_keeps_master_weights_in_float32(fsdp: Path) -> None:
+    low = result(fsdp / "low")
+    assert low["master_dtypes"] == low["dtypes"] == {torch.float32}
+    assert low["logits"] == torch.bfloat16
