@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: by default those of the process.
 
     Returns:
-        The exit code: 0 where all went well, 2 for a configuration that cannot work (one line on stderr).
+        The exit code: 0 where all went well; 2 for a configuration that cannot work; 1 for a run that had to stop
+        (an engine that failed twice, a reward function that raised …); with one line on stderr.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -14,6 +14,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from app.cli_checks import check_parts
 from app.cli_errors import Source, check_keys, configuration_error, explain, parameters, read_sources
 from app.errors import ConfigurationError
+from app.rewards.functions import RewardError
+from app.rollout.faults import EngineFailure
+from app.rollout.preflight import MismatchError
+from app.rollout.weight_sync import WeightSyncError
 from callbacks import (
     BenchmarkEvaluation,
     CompletionsTable,
@@ -129,6 +133,9 @@ def run(arguments: list[str]) -> int:
         if arguments[0] in GRPOLambdaCLI.subcommands():
             check_keys(sources, _top_level(arguments[0]))
         _start(arguments)
+    except (EngineFailure, MismatchError, RewardError, WeightSyncError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except Exception as error:
         root = configuration_error(error)
         if root is None:

@@ -16,7 +16,8 @@ from callbacks.run_folder import run_folder
 class IterationCheckpoint(Checkpoint):
     """Keeps ``iteration-<n>.ckpt``, ``last.ckpt`` (a link to the newest) and ``best.ckpt``.
 
-    A checkpoint is written under another name and renamed, so that a kill leaves the former one whole.
+    A checkpoint is written under another name and renamed, so that a kill leaves the former one whole. A run that
+    an error or Ctrl-C ends between two updates saves the iterations behind it first.
 
     Args:
         every_n_iterations: how often; the last iteration is always saved.
@@ -47,12 +48,20 @@ class IterationCheckpoint(Checkpoint):
         self.folder = folder
         self.best_score: float | None = None
         self._saved: list[str] = []
+        self._steps = -1  # optimiser steps at the end of the last iteration
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        done = batch_idx + 1
+        done, self._steps = batch_idx + 1, trainer.global_step
         if done % self.every_n_iterations == 0 or done == trainer.num_training_batches:
+            self._save_iteration(trainer, done)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Saves, unless the update was half done, nothing is new, or other ranks may wait elsewhere."""
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        saved = any(f"iteration-{done:06d}" in path for path in self._saved)
+        if trainer.world_size == 1 and self._steps == trainer.global_step and done and not saved:
             self._save_iteration(trainer, done)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -298,6 +298,7 @@ class RolloutCallback(Callback):
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
             self._thread = None
+        self._ahead = None
         self._engine_started = False
 
 

@@ -18,13 +18,19 @@ class OracleEngine:
         wrong: answer wrongly instead.
         alternate: the i-th completion of a prompt is wrong where i is odd.
         log: gets the prompt of every request, one JSON string a line.
-        seconds: how long a call takes at least.
+        stall_after: the call after so many never returns.
     """
 
     def __init__(
-        self, folder: str, wrong: bool = False, alternate: bool = False, log: str | None = None, seconds: float = 0.0
+        self,
+        folder: str,
+        wrong: bool = False,
+        alternate: bool = False,
+        log: str | None = None,
+        stall_after: int | None = None,
     ) -> None:
-        self.wrong, self.alternate, self.log, self.seconds = wrong, alternate, log, seconds
+        self.wrong, self.alternate, self.log, self.stall_after = wrong, alternate, log, stall_after
+        self.calls = 0
         rows = [json.loads(line) for path in sorted(Path(folder).glob("*.jsonl")) for line in path.open("rb")]
         self.golds = {_key(row["problem"]): str(row["answer"]) for row in rows if row}
 
@@ -36,11 +42,13 @@ class OracleEngine:
     def close(self) -> None: ...
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
-        time.sleep(self.seconds)
         prompts = [self.tokenizer.decode(request.prompt_ids) for request in requests]
         if self.log is not None:
             with Path(self.log).open("a") as log:
                 log.writelines(json.dumps(prompt) + "\n" for prompt in prompts)
+        self.calls += 1
+        if self.stall_after is not None and self.calls > self.stall_after:
+            time.sleep(3600)
         return [
             [self._completion(prompt, request, index) for index in range(request.n)]
             for prompt, request in zip(prompts, requests, strict=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from app.dry_run.plan import Plan
+from app.dry_run.plan import MEASURED_PROMPTS, Plan
 from app.dry_run.sources import overlap_counts
 from app.errors import ConfigurationError
 from app.policy.optimizers import check_optimizer
@@ -26,6 +26,7 @@ def check_plan(plan: Plan) -> None:
     _check_context(plan)
     _check_monitor(plan)
     _check_engine(plan)
+    _check_solutions(plan)
 
 
 def warnings_of(plan: Plan, peak_bytes: float) -> list[str]:
@@ -84,6 +85,19 @@ def _check_engine(plan: Plan) -> None:
     longest = asked or plan.shape.context or plan.row_tokens
     request = GenerationRequest([0] * plan.prompt_tokens, 1, 0, rollouts.sampling, ())
     check_requests([request], plan.shape.vocab, longest, asked is not None)
+
+
+def _check_solutions(plan: Plan) -> None:
+    """Makes examples of the problems at hand: a training set without solutions teaches nothing."""
+    from app.data.sft import ExampleEncoder
+    from datamodules import SFTDataModule
+
+    data = plan.parts.data
+    if not isinstance(data, SFTDataModule):
+        return
+    encoder = ExampleEncoder(plan.encoder, data.completion_template, data.solution_column)
+    for problem in (plan.train.problems or [])[:MEASURED_PROMPTS]:
+        encoder.completion(problem)
 
 
 def _length(plan: Plan) -> Iterator[str]:
@@ -158,4 +172,4 @@ def _overlap(plan: Plan) -> Iterator[str]:
         return
     for name, count in overlap_counts(plan.parts.data, plan.train).items():
         if count:
-            yield f"data.overlap: {count} problems of {name} stand in the training set; drop takes them out there"
+            yield f"data.overlap: the training set holds {count} problems of {name}, or 13 words of them; see drop"

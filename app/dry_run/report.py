@@ -161,7 +161,7 @@ def _model(plan: Plan) -> Rows:
 
 def _processes(plan: Plan) -> Rows:
     layout = plan.layout
-    yield "ranks", f"{layout.ranks} ({layout.nodes} nodes × {layout.devices} devices)"
+    yield "ranks", f"{layout.ranks} (nodes {layout.nodes}, devices {layout.devices})"
     yield "strategy", f"{layout.strategy}: {'sharded over the ranks' if layout.sharded else 'a full copy a rank'}"
     yield "precision", f"{layout.precision}, policy {plan.parts.module.policy_settings.dtype}"
     for note in layout.notes:

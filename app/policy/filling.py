@@ -118,7 +118,7 @@ def draw(model: torch.nn.Module, seed: int, keep: Callable[[str, torch.Tensor], 
     own defaults, and then draws its family's for them; inner models are done with both before what follows them.
 
     Args:
-        model: without adapters; its own parameters are left alone.
+        model: its own parameters are left alone, and adapters in it ignored.
         seed: of the values; the global random state is left as it was.
         keep: called with names and tensors; tied tensors come under their first name.
     """
@@ -158,7 +158,7 @@ def _initialise(
 def _building_steps(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
     from transformers import PreTrainedModel
 
-    for child in module.children():
+    for child in _own_children(module):
         yield from _building_steps(child)
     if hasattr(module, "reset_parameters"):
         yield "build", module
@@ -166,8 +166,13 @@ def _building_steps(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Mod
         yield "initialise", module
 
 
+def _own_children(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """Without adapters, which were added later."""
+    return [child for name, child in module.named_children() if not is_adapter(f".{name}")]
+
+
 def _children_first(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    for child in module.children():
+    for child in _own_children(module):
         yield from _children_first(child)
     yield module
 

@@ -72,7 +72,8 @@ def add_adapters(model: "PreTrainedModel", settings: LoraSettings, seed: int) ->
         target_modules=targets if isinstance(targets, str) else list(targets),
     )
     try:
-        adapted = get_peft_model(model, config)
+        with torch.random.fork_rng(devices=[]):  # peft draws values too, which are replaced below
+            adapted = get_peft_model(model, config)
     except ValueError as error:
         cause = " ".join(str(error).split())
         raise ConfigurationError(f"no adapters fit this model: {cause[:300]}", "policy.lora.target_modules") from error

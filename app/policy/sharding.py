@@ -148,7 +148,7 @@ class Sharding:
             options["cpu_offload"] = CPUOffload(True)
         classes = {type(layer) for layer in _layers(model)}
         wrapped = FSDP(model, auto_wrap_policy=ModuleWrapPolicy(classes), device_id=self.device, **options)
-        wrapped.matrix_names = matrices
+        wrapped.matrix_names, wrapped.low_precision = matrices, low is torch.bfloat16
         return cast("PreTrainedModel", wrapped)
 
 
@@ -250,13 +250,17 @@ def _unsharded(model: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _summoned(model: Any) -> Iterator[None]:
-    """FullyShardedDataParallel's own forward refuses to run on summoned parameters: it is stepped over."""
+    """FullyShardedDataParallel's own forward refuses to run on summoned parameters: it is stepped over.
+
+    They are summoned as the master weights are: under low precision autocast takes over.
+    """
     from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 
     wrappers = FSDP.fsdp_modules(model)
+    low = torch.autocast(_device_of(model).type, torch.bfloat16, enabled=model.low_precision)
     with FSDP.summon_full_params(model, writeback=False):
         for wrapper in wrappers:
-            wrapper.forward = wrapper.module.__call__
+            wrapper.forward = low(wrapper.module.__call__)
         try:
             yield
         finally:

@@ -21,7 +21,8 @@ from app.rollout.experience import Rollout, rollout_from_state, rollout_state
 from app.rollout.faults import EngineFailure
 from app.rollout.mismatch import CorrectionSettings
 from app.rollout.transformers_engine import TransformersEngine
-from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, reward, weights_of
+from callbacks import IterationCheckpoint
+from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, make_trainer, reward, weights_of
 
 
 class Watch(Callback):
@@ -132,11 +133,18 @@ def test_an_engine_that_fails_once_is_restarted_and_the_run_is_the_same(tmp_path
     assert engine.starts == 2
 
 
-def test_an_engine_that_fails_twice_stops_the_run_and_is_closed(tmp_path: Path) -> None:
-    engine = CountingEngine(failures=[2, 3])
+def test_an_engine_that_fails_twice_stops_the_run_with_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
+    engine = CountingEngine(failures=[3, 4])
+    keep = IterationCheckpoint(every_n_iterations=50, folder=str(tmp_path / "c"))
     with pytest.raises(EngineFailure, match="again after a restart"):
-        fit(tmp_path, make_module(), make_data(), [make_rollouts(engine=engine)])
+        fit(tmp_path, make_module(), make_data(iterations=4), [make_rollouts(engine=engine), keep])
     assert engine.closes >= 2
+    assert (tmp_path / "c" / "last.ckpt").resolve().name == "iteration-000002.ckpt"
+    whole, resumed = make_module(), make_module()
+    fit(tmp_path, whole, make_data(iterations=4), [make_rollouts()])
+    trainer = make_trainer(tmp_path, [make_rollouts()])
+    trainer.fit(resumed, datamodule=make_data(iterations=4), ckpt_path=str(tmp_path / "c" / "last.ckpt"))
+    assert equal_weights(weights_of(whole), weights_of(resumed))
 
 
 def test_a_correction_reaches_the_loss_as_importance_weights(tmp_path: Path) -> None:

@@ -323,14 +323,16 @@ def test_ranks_divide_the_batch(workspace: Path, capsys: pytest.CaptureFixture) 
 
 def test_the_supervised_stage(workspace: Path, capsys: pytest.CaptureFixture) -> None:
     overlay = workspace / "sft.yaml"
-    overlay.write_text(
-        "model: {class_path: SFTModule}\ndata: {class_path: SFTDataModule, init_args: {batch_size: 8}}\nrollouts: null\n"
-    )
+    data = "{class_path: SFTDataModule, init_args: {batch_size: 8, completion_template: '{answer}'}}"
+    overlay.write_text(f"model: {{class_path: SFTModule}}\ndata: {data}\nrollouts: null\n")
     code, out, err = dry_run(workspace, capsys, "--config", str(overlay))
     assert code == 0, err
     assert numbers_after(out, "examples") == ["8", "8"]
     assert numbers_after(out, "micro-batches a step") == ["3", "3"]
     assert "KV cache" not in out
+    code, _, err = dry_run(workspace, capsys, "--config", str(overlay), "--data.completion_template", "{solution}")
+    assert code == 2
+    assert "has no text in its column 'solution'" in err
 
 
 REFUSED = {
@@ -369,7 +371,7 @@ WARNED = {
     ("--evaluation", "null"): "the benchmarks are not run",
     ("--data.benchmarks", "null"): "data.benchmarks: there are none",
     ("--trainer.val_check_interval", "4"): "more than the run's 3 iterations",
-    ("--data.benchmarks.small.source.path", "copied.jsonl"): "1 problems of small stand in the training set",
+    ("--data.benchmarks.small.source.path", "copied.jsonl"): "the training set holds 1 problems of small",
     ("--model.policy.dtype", "bfloat16"): "are lost",
 }
 

@@ -1,4 +1,4 @@
-"""Every recipe, composed by the real parser, checked by dry run and run for one iteration on a shrunk model of its family."""
+"""Every recipe: composed by the real parser, checked by dry run and run for one iteration on a shrunk model."""
 
 import json
 from pathlib import Path

@@ -56,12 +56,12 @@ class Recorder(Callback):
     """What a run computes, seen from one rank."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, Any] = {"metrics": [], "lengths": [], "dtypes": set()}
+        self.seen: dict[str, Any] = {"metrics": [], "lengths": [], "dtypes": set(), "logits": set()}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.seen["initial"] = whole_weights(pl_module.policy, everywhere=True)
         head = pl_module.policy.get_output_embeddings()
-        self._hook = head.register_forward_hook(lambda module, given, made: self.seen.update(logits=made.dtype))
+        self._hook = head.register_forward_hook(lambda module, given, made: self.seen["logits"].add(made.dtype))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.seen["metrics"].append({name: float(value) for name, value in trainer.callback_metrics.items()})
@@ -106,7 +106,7 @@ def run(job: dict[str, Any]) -> None:
     module, data, callbacks = make(job)
     trainer = make_trainer(
         folder,
-        [recorder, *callbacks],
+        [*callbacks, recorder],
         strategy=strategy(job["strategy"], job.get("sharded_checkpoint", True)),
         devices=job["ranks"],
         precision=job.get("precision", "32-true"),

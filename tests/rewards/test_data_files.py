@@ -37,7 +37,7 @@ def _rewritten(answer: str) -> list[str]:
         f" {answer}\u200b ",
         answer.replace(r"\frac", r"\dfrac"),
         answer.replace(r"\dfrac", r"\tfrac"),
-        re.sub(r"(?<![A-Za-z]) | (?![A-Za-z0-9])", "", answer),
+        re.sub(r"(?<![A-Za-z\\]) | (?![A-Za-z0-9])(?<!\\ )", "", answer),
         answer.replace(",", ", ") if not re.search(r"\d,\\?!?\s?\d{3}", answer) else answer,
         answer.replace("pmatrix", "bmatrix"),
         answer.replace("-", "\u2212") if "text" not in answer else answer,
@@ -47,7 +47,7 @@ def _rewritten(answer: str) -> list[str]:
     if "left" not in answer:
         forms.append(answer.replace("(", r"\left(").replace(")", r"\right)"))
     if not _IS_VALUE.search(answer) and not answer.endswith("."):
-        forms += [f"w = {answer}"] + ([] if re.fullmatch("[A-Za-z]|.alpha", answer) else [f"{answer} = w"])
+        forms += [f"w = {answer}"] + ([] if re.fullmatch(r"[A-Za-z]|.alpha|f\(.*\)", answer) else [f"{answer} = w"])
     return forms
 
 
