@@ -19,7 +19,7 @@ from app.policy.tokenizers import NewTokenizerSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from app.policy.models import PolicySettings
+    from app.policy.settings import PolicySettings
 
 SUFFIX = ".ckpt"
 PREFIX = "policy."

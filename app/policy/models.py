@@ -7,15 +7,15 @@ nothing; :func:`check` imports transformers. Nothing here ever runs code that co
 import copy
 import os
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from app.errors import ConfigurationError
 from app.policy.checkpoints import check_checkpoint, is_checkpoint, load_trained_weights, trained_from
-from app.policy.lora import LoraSettings, add_adapters
+from app.policy.lora import add_adapters
+from app.policy.settings import PolicySettings
 from app.policy.sources import (
     check_source,
     expanded,
@@ -30,50 +30,8 @@ from app.policy.tokenizers import NewTokenizerSettings, new_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
-DTYPES = ("float32", "bfloat16", "float16")
 LEGACY_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
 """Configuration keys that transformers still understands though no attribute bears their name."""
-
-
-@dataclass(frozen=True)
-class PolicySettings:
-    """Where a policy comes from.
-
-    Attributes:
-        path: HF folder or hub id of a pretrained causal language model, or a checkpoint of ``fit`` (``….ckpt``); or
-            give ``config``.
-        revision: branch, tag or commit on the hub.
-        config: an HF configuration with its ``model_type``: a new model with random weights. ``vocab_size``
-            and the ids of special tokens come from the tokenizer where they are not given.
-        tokenizer: folder or hub id, settings of a new one, or null: the one at ``path``.
-        dtype: of the parameters.
-        attn_implementation: null lets transformers choose.
-        gradient_checkpointing: activations are computed again in the backward pass, to save memory.
-        lora: low-rank adapters around the frozen policy, the only weights that are then trained; null trains all.
-    """
-
-    path: str | None = None
-    revision: str | None = None
-    config: dict[str, Any] | None = None
-    tokenizer: str | NewTokenizerSettings | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    attn_implementation: str | None = None
-    gradient_checkpointing: bool = False
-    lora: LoraSettings | None = None
-
-    def __post_init__(self) -> None:
-        if (self.path is None) == (self.config is None):
-            refuse("give exactly one of path (a pretrained model) and config (a new one)", "path")
-        if self.config is not None and "model_type" not in self.config:
-            refuse("model_type is missing, such as qwen2 or llama", "config")
-        if self.config is not None and self.tokenizer is None:
-            refuse("a new model needs one: a folder, a hub id, or settings of a new one", "tokenizer")
-        if self.revision is not None and self.path is None:
-            refuse("a revision belongs to a path on the hub", "revision")
-        require_choice(self.dtype, DTYPES, "policy.dtype")
-        if self.attn_implementation is not None:
-            require_choice(self.attn_implementation, ATTENTION, "policy.attn_implementation")
 
 
 def check_path(settings: PolicySettings) -> None:
