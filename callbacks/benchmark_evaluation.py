@@ -154,7 +154,7 @@ class BenchmarkEvaluation(Callback):
         self._grader.close()
         for log in self._logs.values():
             log.close()
-        problems = self._merge_problems(pl_module)
+        problems = self._merge_problems(trainer, pl_module)
         metrics: dict[str, float] = {}
         if trainer.is_global_zero:
             scores = [self._summarise(name, problems[name]) for name in self._logs]
@@ -236,10 +236,13 @@ class BenchmarkEvaluation(Callback):
             found.append(fingerprint([*common, name, sampling, rows, loader.encode(loader.problems)]))
         return found
 
-    def _merge_problems(self, module: "PolicyModule") -> dict[str, list[Problem]]:
-        """By benchmark, the problems of all ranks."""
-        ranks = module.gather_objects(self._problems)
-        return {name: [problem for rank in ranks for problem in rank[name]] for name in self._problems}
+    def _merge_problems(self, trainer: Trainer, module: "PolicyModule") -> dict[str, list[Problem]]:
+        """By benchmark, the problems that any rank has seen, in the benchmark's order whatever the ranks."""
+        own = {name: {problem.id for problem in problems} for name, problems in self._problems.items()}
+        ranks = module.gather_objects(own)
+        seen = {name: set().union(*(rank[name] for rank in ranks)) for name in own}
+        loaders = dict(zip(own, trainer.val_dataloaders, strict=True))
+        return {name: [each for each in loaders[name].problems if each.id in ids] for name, ids in seen.items()}
 
     def _summarise(self, name: str, problems: Sequence[Problem]) -> "BenchmarkScores":
         from app.evaluation.metrics import summarise
