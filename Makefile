@@ -45,7 +45,7 @@ lint: setup-dev  ## ruff (lint and format) and mypy
 	$(BIN)/mypy
 
 test: lint  ## lint, then every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 format: setup-dev  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .

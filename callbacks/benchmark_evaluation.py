@@ -1,6 +1,7 @@
 """Benchmarks during ``fit`` and under ``validate``: completions, verdicts, scores with intervals, a samples file."""
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -78,6 +79,8 @@ class BenchmarkEvaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks the benchmarks' names, and names gold answers that cannot be read, before any model is loaded."""
+        # Scores are broadcast before they are logged, and so equal on all ranks.
+        warnings.filterwarnings("ignore", r".*self\.log\('eval/.*sync_dist=True.*")
         known = trainer.datamodule.benchmark_names
         for name in self.benchmarks:
             if name not in known:
@@ -105,7 +108,7 @@ class BenchmarkEvaluation(Callback):
         self._active = self._ready_engine(trainer, pl_module)
         self._model_hash = _hash_weights(pl_module) if trainer.state.fn == "validate" else ""
         names = trainer.datamodule.benchmark_names
-        self._problems: dict[str, list[Problem]] = {name: [] for name in names}
+        self._seen: dict[str, set[str]] = {name: set() for name in names}  # ids of problems
         self._hashes = dict(zip(names, self._fingerprints(trainer, pl_module, names), strict=True))
         self._grader = self._resources.enter_context(self._new_grader())
         self._logs = {name: self._open_log(trainer, name) for name in names}
@@ -140,7 +143,7 @@ class BenchmarkEvaluation(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         name = trainer.datamodule.benchmark_names[dataloader_idx]
-        self._problems[name].extend(batch.problems)
+        self._seen[name].update(problem.id for problem in batch.problems)
         log = self._logs[name]
         left = [index for index, problem in enumerate(batch.problems) if problem.id not in log.done]
         if not left:
@@ -238,10 +241,9 @@ class BenchmarkEvaluation(Callback):
 
     def _merge_problems(self, trainer: Trainer, module: "PolicyModule") -> dict[str, list[Problem]]:
         """By benchmark, the problems that any rank has seen, in the benchmark's order whatever the ranks."""
-        own = {name: {problem.id for problem in problems} for name, problems in self._problems.items()}
-        ranks = module.gather_objects(own)
-        seen = {name: set().union(*(rank[name] for rank in ranks)) for name in own}
-        loaders = dict(zip(own, trainer.val_dataloaders, strict=True))
+        ranks = module.gather_objects(self._seen)
+        seen = {name: set().union(*(rank[name] for rank in ranks)) for name in self._seen}
+        loaders = dict(zip(seen, trainer.val_dataloaders, strict=True))
         return {name: [each for each in loaders[name].problems if each.id in ids] for name, ids in seen.items()}
 
     def _summarise(self, name: str, problems: Sequence[Problem]) -> "BenchmarkScores":

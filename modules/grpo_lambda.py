@@ -71,6 +71,16 @@ class GRPOLambdaModule(PolicyModule):
         # In a list, so that torch does not register it: checkpoints must not carry the frozen reference.
         self._reference: list[PreTrainedModel] = []
 
+    def setup(self, stage: str) -> None:
+        """Refuses what the number of ranks makes impossible."""
+        super().setup(stage)
+        prompts = getattr(self.trainer.datamodule, "prompts_per_iteration", 0) // self.trainer.world_size
+        if stage == "fit" and prompts % self.mini_batches:
+            raise ConfigurationError(
+                f"{self.mini_batches} does not divide the {prompts} prompts of a rank: groups stay whole",
+                key="model.mini_batches",
+            )
+
     def configure_model(self) -> None:
         super().configure_model()
         if self.objective.beta > 0 and not self._reference:

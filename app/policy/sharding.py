@@ -356,9 +356,14 @@ def whole_weights(model: Any, everywhere: bool = False) -> dict[str, torch.Tenso
     return weights
 
 
+def inner_model(model: Any) -> "PreTrainedModel":
+    """The Hugging Face model inside FullyShardedDataParallel and adapters, its parameters as they are."""
+    return base_model(model.module if is_fsdp(model) else model)
+
+
 def plain_model(model: Any) -> "PreTrainedModel":
     """The Hugging Face model that ``model`` is, without sharding, adapters or values: on the meta device."""
-    base = base_model(model.module if is_fsdp(model) else model)
+    base = inner_model(model)
     kind: Any = next(cls for cls in type(base).__mro__ if cls.__module__.startswith("transformers.models."))
     with torch.device("meta"):
         plain = kind._from_config(copy.deepcopy(base.config))

@@ -6,10 +6,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from app.policy.sharding import inner_model
 from app.rollout.engine import Completion, GenerationRequest, PolicyOwner
 from app.rollout.vllm_colocated import Colocated
 from app.rollout.vllm_local import LocalEngineSettings
@@ -121,7 +122,7 @@ class VLLMEngine:
         """
         self.close()
         started = time.perf_counter()
-        model = _base_model(module.policy)
+        model = inner_model(module.policy)
         self._dtype = self.settings.engine_dtype(next(model.parameters()).dtype)
         self._vocab_size = model.config.vocab_size
         with tempfile.TemporaryDirectory(prefix="vllm-model-") as folder:
@@ -227,11 +228,6 @@ class VLLMEngine:
 
 def _drain(weights: Weights) -> None:
     deque(weights, maxlen=0)
-
-
-def _base_model(policy: Any) -> "PreTrainedModel":
-    """The Hugging Face model inside adapters."""
-    return policy.get_base_model() if hasattr(policy, "peft_config") else policy
 
 
 def write_model_files(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:

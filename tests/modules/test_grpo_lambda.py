@@ -164,3 +164,10 @@ def fit_resumed(folder: Path, module: Any, callbacks: list[Any], checkpoint: Pat
 def test_counts_below_one_are_refused(key: str) -> None:
     with pytest.raises(ConfigurationError, match=f"model.{key}"):
         make_module(**{key: 0})
+
+
+def test_mini_batches_that_do_not_divide_a_ranks_prompts_are_refused_before_anything_loads(tmp_path: Path) -> None:
+    module = make_module(mini_batches=3)
+    with pytest.raises(ConfigurationError, match=r"model\.mini_batches: 3 does not divide the 4 prompts of a rank"):
+        fit(tmp_path, module, make_data(prompts=4), [make_rollouts()])
+    assert not hasattr(module, "policy")
