@@ -29,6 +29,9 @@ ENVIRONMENT = {
 }
 WORKER_EXTENSION = "app.rollout.vllm_worker.PolicyWeights"
 
+WHOLE_PROMPT_TOKENS = 32768
+"""Prompt tokens of one step where prompts cannot be cut; the longest model's context must fit."""
+
 
 @dataclass(frozen=True)
 class LocalEngineSettings:
@@ -152,6 +155,9 @@ def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
         arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * GIB)
     elif current_platform.is_cpu():  # where a share of all memory would be one of the host's
         arguments["kv_cache_memory_bytes"] = GIB
+    if not _generators_rewind(current_platform.device_type):
+        # A prompt cut into chunks makes vLLM rewind the request's generator, which not every device's can do.
+        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": WHOLE_PROMPT_TOKENS}
     if settings.external_launcher:
         arguments["distributed_executor_backend"] = "external_launcher"
     if settings.transfer:
@@ -174,6 +180,15 @@ def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
         seed=settings.seed,
         **arguments,
     )
+
+
+def _generators_rewind(device: str) -> bool:
+    """Whether the device's random generators know their offset."""
+    try:
+        torch.Generator(device).get_offset()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _sleep_available() -> bool:

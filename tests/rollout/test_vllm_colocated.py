@@ -72,6 +72,13 @@ def test_log_probs_are_those_of_the_distribution_sampled_from(
     assert worst_difference(module.policy, asked, completions) < 1e-5
 
 
+def test_more_prompt_tokens_than_one_step_of_vllm_takes_by_default(engine: VLLMEngine, module: Owner) -> None:
+    """Prompts that were cut into chunks made seeded sampling on a CPU fail."""
+    asked = [request(prompt=[1 + (3 * index + place) % 40 for place in range(50)], seed=index) for index in range(120)]
+    answers = engine.generate(asked)
+    assert max(worst_difference(module.policy, *pair) for pair in zip(asked, answers, strict=True)) < 1e-5
+
+
 def test_greedy_requests_beside_sampled_ones(engine: VLLMEngine, module: Owner) -> None:
     greedy, sampled = request(temperature=0, n=2), request(temperature=0.8, top_p=0.9)
     answers = engine.generate([greedy, sampled])
