@@ -22,7 +22,7 @@ setup-dev: $(VENV)/.setup-dev  ## everything, with the tools of tests and lint
 $(BIN)/uv:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check uv
 
 $(VENV)/.setup: pyproject.toml | $(BIN)/uv
 	$(INSTALL)
