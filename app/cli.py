@@ -1,8 +1,12 @@
 """The command line: Lightning's CLI with this project's defaults, links, checks and one-line errors."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from typing import Any
 
+SUBCOMMANDS = ("fit", "validate")
 USAGE = """usage: python main.py {fit,validate} --config FILE [--config FILE ...] [--KEY VALUE ...]
 
 Train math-reasoning language models with GRPO-λ, and evaluate them.
@@ -34,10 +38,37 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
+    if arguments[0] not in SUBCOMMANDS:
+        print(f"error: no command {arguments[0]}; there are {', '.join(SUBCOMMANDS)}", file=sys.stderr)
+        return 2
     # Set before torch is imported: trainer, engine and graders share the cores, and spinning threads slow all.
     os.environ.setdefault("OMP_NUM_THREADS", "1" if (os.cpu_count() or 1) <= 4 else "4")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from app.cli_runner import run
+    with _text_metrics_left_out():
+        from app.cli_runner import run
 
     return run(arguments)
+
+
+@contextlib.contextmanager
+def _text_metrics_left_out() -> Iterator[None]:
+    """torchmetrics, which Lightning imports, imports transformers for a text metric that nothing here uses: half of
+    the time until a wrong key is named. While it is imported, it is told that transformers is not there."""
+    from lightning_utilities.core import imports
+
+    cache: Any = imports.RequirementCache
+
+    check = cache._check_requirement
+
+    def without_transformers(requirement: Any) -> None:
+        if (requirement.requirement or "").startswith("transformers"):
+            requirement.available, requirement.message = False, "left out"
+        else:
+            check(requirement)
+
+    cache._check_requirement = without_transformers
+    try:
+        yield
+    finally:
+        cache._check_requirement = check

@@ -71,10 +71,11 @@ class GRPOLambdaCLI(LightningCLI):
 
     subcommand: Any
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        wanted = ("fit", "validate")
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in wanted}
+    wanted: str = ""  # building a parser takes seconds: only the one that is asked for is built
+
+    @classmethod
+    def subcommands(cls) -> dict[str, set[str]]:  # type: ignore[override]
+        return {cls.wanted: LightningCLI.subcommands()[cls.wanted]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         for key, callback in CALLBACKS.items():
@@ -129,9 +130,9 @@ def run(arguments: list[str]) -> int:
     _quieten()
     sources: list[Source] = []
     try:
+        GRPOLambdaCLI.wanted = arguments[0]
         sources = read_sources(arguments[1:])
-        if arguments[0] in GRPOLambdaCLI.subcommands():
-            check_keys(sources, _top_level(arguments[0]))
+        check_keys(sources, _top_level(arguments[0]))
         _start(arguments)
     except (EngineFailure, MismatchError, RewardError, WeightSyncError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -53,6 +53,11 @@ def test_wrong_input_gives_one_line_and_exit_code_2(
     assert expected in errors[0]
 
 
+def test_an_unknown_command_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == "error: no command train; there are fit, validate\n"
+
+
 def test_the_file_that_sets_a_wrong_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text("model: {init_args: {objective: {lam: 2.0}}}\n")
     assert main(["fit", *QUICKSTART, "--config", "mine.yaml"]) == 2
@@ -86,6 +91,16 @@ def test_help_is_there_without_loading_anything() -> None:
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: python main.py {fit,validate}")
     assert done.stdout.endswith("False\n")
+
+
+def test_a_wrong_key_is_named_before_transformers_is_imported() -> None:
+    script = (
+        "import sys; from app.cli import main; code = main(['fit', '--nam', 'x']); "
+        "print(code, [name for name in ('transformers', 'vllm', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n"
+    assert "error: nam: no such key; did you mean name?" in done.stderr
 
 
 def test_the_process_ends_with_code_2_and_one_line() -> None:
