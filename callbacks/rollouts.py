@@ -13,7 +13,7 @@ from app.data.problems import PromptBatch
 from app.errors import ConfigurationError
 from app.rewards.functions import CorrectnessReward, RewardFunction, WeightedRewards
 from app.rollout.collection import RolloutCollector
-from app.rollout.dynamic_sampling import DynamicSamplingSettings, is_tied, replace_tied
+from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
 from app.rollout.engine import RolloutEngine, SamplingSettings
 from app.rollout.experience import (
     Experience,
@@ -244,9 +244,7 @@ class RolloutCallback(Callback):
 
     def _report_tied(self, rollout: Rollout) -> None:
         """Once a run, in words: metrics alone would let a run that cannot learn look like one that does."""
-        size = rollout.group_size
-        groups = [rollout.rewards[start : start + size] for start in range(0, len(rollout.rewards), size)]
-        if not self._tied_reported and all(map(is_tied, groups)):
+        if not self._tied_reported and len(tied_groups(rollout)) == len(rollout.completions):
             self._tied_reported = True
             rank_zero_warn(
                 f"iteration {rollout.batch.iteration + 1}: the completions of every prompt earned the same reward "
