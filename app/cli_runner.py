@@ -1,6 +1,7 @@
 """Builds Lightning's CLI for this project and runs it. Imported late: Lightning alone takes seconds to import."""
 
 import logging
+import signal
 import sys
 import warnings
 from typing import Any
@@ -10,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from app.cli_checks import check_parts
 from app.cli_errors import Source, check_keys, configuration_error, explain, parameters, read_sources
@@ -57,6 +59,9 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "check_val_every_n_epoch": None,
     "log_every_n_steps": 1,
 }
+
+
+TERMINATED = 128 + signal.SIGTERM
 
 
 class OneLineParser(LightningArgumentParser):
@@ -137,6 +142,9 @@ def run(arguments: list[str]) -> int:
     except (EngineFailure, MismatchError, RewardError, WeightSyncError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except SIGTERMException:  # which ends with 0 otherwise, as if the run were complete
+        print("stopped by SIGTERM", file=sys.stderr)
+        return TERMINATED
     except Exception as error:
         root = configuration_error(error)
         if root is None:
@@ -184,6 +192,7 @@ def _quieten() -> None:
     """Keeps notices that a user can do nothing about out of the way of those that matter."""
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # that there is no Triton on a CPU
     for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
         logging.getLogger(f"lightning.pytorch.{name}").addFilter(_WithoutNotices())
     for pattern in (

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from app.errors import ConfigurationError
+from app.rollout.faults import EngineFailure
 from callbacks.run_folder import run_folder
 
 
@@ -61,8 +62,11 @@ class IterationCheckpoint(Checkpoint):
         """Saves, unless the update was half done, nothing is new, or other ranks may wait elsewhere."""
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
         saved = any(f"iteration-{done:06d}" in path for path in self._saved)
-        if trainer.world_size == 1 and self._steps == trainer.global_step and done and not saved:
+        together = trainer.world_size == 1 or isinstance(exception, EngineFailure)  # which is one of all ranks
+        if together and self._steps == trainer.global_step and done and not saved:
             self._save_iteration(trainer, done)
+        if self._saved:
+            rank_zero_info(f"to go on from there: --ckpt_path {Path(self._saved[-1]).parent / 'last.ckpt'}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or trainer.state.fn != "fit":

@@ -1,17 +1,19 @@
 """Rollouts: before each iteration's update, completions are drawn, graded and turned into experience."""
 
+import logging
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from app.data.problems import PromptBatch
 from app.errors import ConfigurationError
 from app.rewards.functions import CorrectnessReward, RewardFunction, WeightedRewards
+from app.rollout.ahead import RolloutAhead
 from app.rollout.collection import RolloutCollector
 from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
 from app.rollout.engine import RolloutEngine, SamplingSettings
@@ -23,11 +25,12 @@ from app.rollout.experience import (
     rollout_state,
     sampler_log_probs,
 )
-from app.rollout.faults import GuardedEngine
+from app.rollout.faults import EngineFailure, GuardedEngine
 from app.rollout.metric_sums import MetricSums
 from app.rollout.metrics import record_experience
 from app.rollout.mismatch import CorrectionSettings, importance_weights
 from app.rollout.preflight import check_first_rollout
+from app.rollout.ranks import RolloutRanks
 from app.rollout.transformers_engine import TransformersEngine
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from modules.grpo_lambda import GRPOLambdaModule
 
 TRUNCATED = ("keep", "mask", "penalise")
+log = logging.getLogger(__name__)
 
 
 class RolloutCallback(Callback):
@@ -85,6 +89,7 @@ class RolloutCallback(Callback):
         self.engine = GuardedEngine(inner)
         self.rewards = WeightedRewards(rewards or [CorrectnessReward()], reward_weights)
         self.collector = RolloutCollector(self.engine, self.rewards, group_size, sampling, seed)
+        self._ahead_collector = RolloutCollector(inner, self.rewards, group_size, sampling, seed)
         self.group_size = group_size
         self.sampling = sampling
         self.every_n_iterations = every_n_iterations
@@ -95,8 +100,8 @@ class RolloutCallback(Callback):
         self.correction = correction
         self.preflight_limit = preflight_limit
         self._waiting: deque[Rollout] = deque()
-        self._ahead: Future[list[Rollout]] | None = None
-        self._thread: ThreadPoolExecutor | None = None
+        self._ahead = RolloutAhead()
+        self._ranks: RolloutRanks | None = None
         self._totals = {"tokens/total": 0.0, "completions/total": 0.0}
         self._iteration_started = 0.0
         self._engine_started = False
@@ -104,12 +109,11 @@ class RolloutCallback(Callback):
         self._tied_reported = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.generate_ahead and trainer.world_size > 1:
-            raise ConfigurationError("works on one rank only so far", key="rollouts.generate_ahead")
+        self._ranks = RolloutRanks()
 
     def ready_engine(self, module: LightningModule) -> RolloutEngine:
         """The engine, idle and started, with the policy's current weights."""
-        self._finish_ahead()
+        self._waiting.extend(self._ahead.finish())
         if not self._engine_started:
             self.engine.start(module)
             self._engine_started = True
@@ -121,7 +125,7 @@ class RolloutCallback(Callback):
     ) -> None:
         self._iteration_started = time.perf_counter()
         pl_module.experience = None  # frees the last iteration's tensors before new ones are made
-        self._finish_ahead()
+        self._waiting.extend(self._ahead.finish())
         if not self._waiting:
             self._waiting.extend(self._generate(trainer, pl_module, batch.iteration))
         rollout = self._waiting.popleft()
@@ -134,55 +138,68 @@ class RolloutCallback(Callback):
 
     def _generate(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> list[Rollout]:
         """Rollouts for ``iteration`` and, with a period, for those that follow."""
+        synced = self._synchronise(module)
+        return self._collect(self.collector, trainer, module, self._batches(trainer, iteration), iteration, synced)
+
+    def _synchronise(self, module: "GRPOLambdaModule") -> float:
+        """Seconds that it took to have the policy's weights in the engine."""
         started = time.perf_counter()
         self.ready_engine(module)
-        synced = time.perf_counter() - started
-        rollouts = self._collect(trainer, module, self._batches(trainer, iteration), iteration)
-        rollouts[0].seconds["sync"] = synced
-        return rollouts
+        return time.perf_counter() - started
 
     def _batches(self, trainer: Trainer, iteration: int) -> list[PromptBatch]:
         last = min(iteration + self.every_n_iterations, int(trainer.num_training_batches))
         return [trainer.datamodule.train_batch(index) for index in range(iteration, last)]
 
     def _collect(
-        self, trainer: Trainer, module: "GRPOLambdaModule", batches: list[PromptBatch], weights_iteration: int
+        self,
+        collector: RolloutCollector,
+        trainer: Trainer,
+        module: "GRPOLambdaModule",
+        batches: list[PromptBatch],
+        weights_iteration: int,
+        sync_seconds: float,
     ) -> list[Rollout]:
-        rollouts = self.collector.collect(batches, module.tokenizer, module.end_token_ids)
+        rollouts = collector.collect(batches, module.tokenizer, module.end_token_ids)
         if self.dynamic_sampling is not None:
-            rollouts = [self._without_tied(trainer, module, rollout, self.dynamic_sampling) for rollout in rollouts]
+            replace = partial(self._without_tied, collector, trainer, module, self.dynamic_sampling)
+            rollouts = [replace(rollout) for rollout in rollouts]
         for rollout in rollouts:
             rollout.weights_iteration = weights_iteration
             rollout.counts["engine/restarts"] = float(self.engine.restarts)
+        rollouts[0].seconds["sync"] = sync_seconds
         return rollouts
 
     def _without_tied(
         self,
+        collector: RolloutCollector,
         trainer: Trainer,
         module: "GRPOLambdaModule",
-        rollout: Rollout,
         settings: DynamicSamplingSettings,
+        rollout: Rollout,
     ) -> Rollout:
         def further(extra_round: int) -> Rollout:
             batch = trainer.datamodule.spare_batch(rollout.batch.iteration, extra_round)
-            return self.collector.collect([batch], module.tokenizer, module.end_token_ids, extra_round)[0]
+            return collector.collect([batch], module.tokenizer, module.end_token_ids, extra_round)[0]
 
-        return replace_tied(rollout, further, settings, lambda here: bool(module.max_over_ranks(int(here))))
+        assert self._ranks is not None, "setup comes first"
+        return replace_tied(rollout, further, settings, self._ranks.any)
 
     def _start_ahead(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> None:
         """Begins the next rollout with the weights that this iteration's update starts from."""
         batches = self._batches(trainer, iteration + 1)
         if not batches:
             return
-        self.ready_engine(module)
-        self._thread = self._thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
-        self._ahead = self._thread.submit(self._collect, trainer, module, batches, iteration)
+        synced = self._synchronise(module)
 
-    def _finish_ahead(self) -> None:
-        """Waits for a rollout that is being generated; the engine is idle afterwards."""
-        if self._ahead is not None:
-            ahead, self._ahead = self._ahead, None
-            self._waiting.extend(ahead.result())
+        def again(failure: EngineFailure) -> list[Rollout]:
+            """In the main thread and after the update: the weights are those of the rollout's own iteration."""
+            self.engine.restart(failure)
+            log.warning("The rollout that was generated ahead is drawn again, with weights that are one update newer.")
+            return self._collect(self.collector, trainer, module, batches, batches[0].iteration, synced)
+
+        collect = partial(self._collect, self._ahead_collector, trainer, module, batches, iteration, synced)
+        self._ahead.start(collect, again)
 
     @torch.no_grad()
     def _experience(self, module: "GRPOLambdaModule", rollout: Rollout) -> Experience:
@@ -266,7 +283,7 @@ class RolloutCallback(Callback):
         pl_module.log_dict(self._totals | rates, rank_zero_only=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]) -> None:
-        self._finish_ahead()
+        self._waiting.extend(self._ahead.finish())
         waiting = pl_module.gather_objects([rollout_state(rollout) for rollout in self._waiting])
         checkpoint["rollouts"] = {"totals": dict(self._totals), "waiting": waiting}
 
@@ -287,17 +304,19 @@ class RolloutCallback(Callback):
         self.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.close()
+        if self.close():
+            rank_zero_info(
+                "The rollout that was being generated ahead is given up: a resumed run draws it with newer weights."
+            )
 
-    def close(self) -> None:
-        """Frees the engine and the graders; safe to call again."""
+    def close(self) -> bool:
+        """Frees the engine and the graders; safe to call again. True where a rollout was given up in its middle."""
         self.engine.close()
+        complete, lost = self._ahead.give_up()
+        self._waiting.extend(complete)
         self.rewards.close()
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-            self._thread = None
-        self._ahead = None
         self._engine_started = False
+        return lost
 
 
 def _check(

@@ -54,7 +54,7 @@ class GuardedEngine:
         try:
             self.engine.sync(module)
         except EngineFailure as failure:
-            self._restart(failure)
+            self.restart(failure)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """The completions of ``requests``, from a restarted engine where the first one failed.
@@ -65,7 +65,7 @@ class GuardedEngine:
         try:
             return self.engine.generate(requests)
         except EngineFailure as failure:
-            self._restart(failure)
+            self.restart(failure)
             try:
                 return self.engine.generate(requests)
             except EngineFailure as second:
@@ -75,8 +75,15 @@ class GuardedEngine:
         """Closes the engine; safe to call again."""
         self.engine.close()
 
-    def _restart(self, failure: EngineFailure) -> None:
-        """Closes, starts and synchronises the engine."""
+    def restart(self, failure: EngineFailure) -> None:
+        """Closes, starts and synchronises the engine, with the policy's current weights.
+
+        Args:
+            failure: why.
+
+        Raises:
+            EngineFailure: it fails again.
+        """
         assert self._module is not None, "start comes first"
         log.warning("The rollout engine failed (%s): %s. Restarting it.", failure.kind, failure)
         self.restarts += 1

@@ -12,9 +12,9 @@ import torch
 
 from app.policy.sharding import inner_model
 from app.rollout.engine import Completion, GenerationRequest, PolicyOwner
+from app.rollout.ranks import RolloutRanks
 from app.rollout.vllm_colocated import Colocated
 from app.rollout.vllm_local import LocalEngineSettings
-from app.rollout.vllm_ranks import gathered, on_rank_zero, rank_and_size
 from app.rollout.vllm_separate import SeparateEngines
 from app.rollout.vllm_settings import Placement, VLLMSettings, check_requests, require_vllm
 from app.rollout.weight_sync import SyncRecord, Weights, policy_weights
@@ -112,6 +112,7 @@ class VLLMEngine:
         self._max_model_len = 0
         self._module: PolicyOwner | None = None
         self._syncs = 0
+        self._ranks: RolloutRanks | None = None
 
     def start(self, module: PolicyOwner) -> None:
         """Builds the engine from the policy's config, without weights.
@@ -122,6 +123,7 @@ class VLLMEngine:
         """
         self.close()
         started = time.perf_counter()
+        self._ranks = self._ranks or RolloutRanks()
         model = inner_model(module.policy)
         self._dtype = self.settings.engine_dtype(next(model.parameters()).dtype)
         self._vocab_size = model.config.vocab_size
@@ -155,7 +157,7 @@ class VLLMEngine:
             prefix_caching=settings.prefix_caching,
             sleep=not self._separate and settings.sleep_level > 0,
             seed=settings.seed,
-            external_launcher=not self._separate and rank_and_size()[1] > 1,
+            external_launcher=not self._separate and self._together.size > 1,
         )
 
     @property
@@ -168,8 +170,9 @@ class VLLMEngine:
         return self.settings.placement == "separate"
 
     def _driven(self, action: Callable[[], T]) -> T:
-        """Separate engines are driven by rank 0 for all ranks, colocated ones by each rank for itself."""
-        return on_rank_zero(action) if self._separate else action()
+        """Separate engines are driven by rank 0 for all ranks, colocated ones by each rank for itself; either way a
+        failure is one of all ranks, which restart together."""
+        return self._together.on_rank_zero(action) if self._separate else self._together.on_every_rank(action)
 
     def sync(self, module: PolicyOwner) -> None:
         """Hands over the policy's weights, proves that they arrived, and forgets cached prefixes.
@@ -181,7 +184,7 @@ class VLLMEngine:
         started = time.perf_counter()
         self._module = module
         weights = policy_weights(module.policy)
-        if self._separate and rank_and_size()[0] > 0:
+        if self._separate and self._together.rank > 0:
             _drain(weights)
         self._driven(lambda: self._hand_over(weights))
         self._syncs += 1
@@ -210,9 +213,9 @@ class VLLMEngine:
             backend = self._running()
             if backend.needs_weights and self._module is not None:
                 self.sync(self._module)
-            return backend.generate(requests)
-        everyone, mine = gathered(list(requests))
-        return on_rank_zero(lambda: self._running().generate(everyone))[mine]
+            return self._driven(lambda: backend.generate(requests))
+        everyone, mine = self._together.gathered(list(requests))
+        return self._driven(lambda: self._running().generate(everyone))[mine]
 
     def close(self) -> None:
         """Ends the engine, and its processes where they are ours; may be called again."""
@@ -220,7 +223,13 @@ class VLLMEngine:
             self._backend.close()
             self._backend = None
 
-    def _running(self) -> "Backend":
+    @property
+    def _together(self) -> RolloutRanks:
+        if self._ranks is None:
+            raise RuntimeError("the engine is not started: call start(module) first")
+        return self._ranks
+
+    def _running(self) -> Backend:
         if self._backend is None:
             raise RuntimeError("the engine is not started: call start(module) first")
         return self._backend

@@ -107,9 +107,13 @@ class EngineProcess:
 
     def _last_words(self) -> str:
         """The last line that the process printed, for error messages."""
-        if self._folder is None or not self._log_path.exists():
+        if self._folder is None:
             return ""
-        lines = [line for line in self._log_path.read_text(errors="replace").splitlines() if line.strip()]
+        try:
+            text = self._log_path.read_text(errors="replace")
+        except FileNotFoundError:  # closed meanwhile, by another thread
+            return ""
+        lines = [line for line in text.splitlines() if line.strip()]
         return f"; its last words: {lines[-1].strip()}" if lines else ""
 
     def ask(self, header: dict[str, Any], payload: bytes = b"", timeout_s: float | None = None) -> dict[str, Any]:
@@ -137,10 +141,10 @@ class EngineProcess:
         return answer
 
     def _raise_died(self, header: dict[str, Any], error: OSError) -> NoReturn:
-        code = ""
-        if self.process is not None:
+        code, process = "", self.process
+        if process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                code = f" with code {self.process.wait(5)}"
+                code = f" with code {process.wait(5)}"
         message = f"the engine process ended{code} during {header['op']!r}{self._last_words()}"
         raise EngineFailure(_kind(header, "died"), message) from error
 
@@ -159,7 +163,8 @@ class EngineProcess:
                 self.connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Ends the connection, and the process and its children where they are ours."""
+        """Ends the connection, and the process and its children where they are ours; another thread's wait too."""
+        self.hang_up()
         if self.connection is not None:
             self.connection.close()
             self.connection = None

@@ -34,3 +34,4 @@ def test_two_ranks_with_a_sharded_policy() -> None:
     for rank, output in enumerate(outputs):
         assert f"rank {rank} separate right" in output, output[-3000:]
         assert f"rank {rank} colocated right" in output, output[-3000:]
+    assert "(died): on rank 1: vLLM failed while it generated: RuntimeError: out of memory, for a test" in outputs[0]
