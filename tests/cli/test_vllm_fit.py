@@ -3,17 +3,15 @@
 import signal
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
+from tests.cli.small_run import last_checkpoint, small_run
 from tests.command_line import run, succeed
 from tests.distributed.launch import run_ranks
-from tests.models import tiny_config
 
 pytest.importorskip("vllm", reason="vLLM is optional: make setup-vllm")
 pytestmark = pytest.mark.slow
@@ -22,42 +20,9 @@ AHEAD = ("--rollouts.generate_ahead", "true")
 
 def arguments(folder: Path, number: int | None = None, victim: str = "trainer") -> list[str]:
     """A run of four iterations, the third of whose rollouts is disturbed."""
-    model = tiny_config("llama", initializer_range=0.3, hidden_size=128, max_position_embeddings=256)
-    del model["vocab_size"]
-    engine = {
-        "number": None if number is None else int(number),
-        "victim": victim,
-        "at_call": 3,
-        "pids": str(folder / "pids"),
-    }
-    reward = {"class_path": "app.rewards.functions.ImportedReward", "init_args": {"path": "tests.running:digit_share"}}
-    settings: dict[str, Any] = {
-        "seed_everything": 3,
-        "model": {
-            "class_path": "GRPOLambdaModule",
-            "init_args": {"policy": {"config": model, "tokenizer": {"kind": "synthetic"}}, "optimizer": {"lr": 1e-3}},
-        },
-        "data": {
-            "class_path": "MathPromptDataModule",
-            "init_args": {
-                "train": {"class_path": "app.data.sources.SyntheticSource"},
-                "prompts_per_iteration": 4,
-                "iterations": 4,
-            },
-        },
-        "rollouts": {
-            "group_size": 8,
-            "sampling": {"max_new_tokens": 100},
-            "rewards": [reward],
-            "engine": {"class_path": "tests.cli.signalled_engine.SignalledEngine", "init_args": engine},
-        },
-        "checkpoint": {"every_n_iterations": 100},
-        "export": {"folder": str(folder / "hf")},
-        "trainer": {"accelerator": "cpu", "default_root_dir": str(folder)},
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.yaml").write_text(yaml.safe_dump(settings))
-    return ["fit", "--config", str(folder / "run.yaml")]
+    sent = None if number is None else int(number)
+    engine = {"number": sent, "victim": victim, "at_call": 3, "pids": str(folder / "pids")}
+    return small_run(folder, {"class_path": "tests.cli.signalled_engine.SignalledEngine", "init_args": engine})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -109,10 +74,6 @@ def test_an_engine_killed_in_mid_rollout_changes_nothing_but_the_log(whole: Path
     assert "The rollout engine failed (died): the engine process ended with code -9 during 'generate'" in shown
     assert_equal(whole, tmp_path)
     assert_no_engine_is_left(tmp_path)
-
-
-def last_checkpoint(folder: Path) -> Path:
-    return folder / "run" / "version_0" / "checkpoints" / "last.ckpt"
 
 
 def test_a_run_that_ctrl_c_stopped_in_mid_rollout_goes_on_as_if_it_had_not_been(whole: Path, tmp_path: Path) -> None:
