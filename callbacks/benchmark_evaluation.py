@@ -1,26 +1,29 @@
 """Benchmarks during ``fit`` and under ``validate``: completions, verdicts, scores with intervals, a samples file."""
 
+import logging
 import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from app.data.problems import Problem, PromptBatch
 from app.data.rows import nearest
 from app.errors import ConfigurationError
 from app.evaluation.benchmarks import BenchmarkSettings, format_table
-from app.evaluation.generation import sample_problems
+from app.evaluation.generation import grade_anew, sample_problems
 from app.evaluation.golds import report_golds
+from app.evaluation.grader_version import grader_version
 from app.evaluation.lock import FolderLock
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
-from app.evaluation.samples import SampleLog, merge_samples
+from app.evaluation.samples import SampleLog, check_name, merge_samples, regrade_samples
 from app.policy.sharding import whole_parameters
 from app.rewards.grading import Grader
 from app.rollout.engine import GenerationRequest, RolloutEngine, SamplingSettings
@@ -34,6 +37,8 @@ from callbacks.run_folder import run_folder
 if TYPE_CHECKING:
     from app.evaluation.results import BenchmarkScores
     from modules.policy_module import PolicyModule
+
+log = logging.getLogger(__name__)
 
 
 class BenchmarkEvaluation(Callback):
@@ -71,6 +76,7 @@ class BenchmarkEvaluation(Callback):
         self.grader_workers = grader_workers
         self.grader_timeout_s = grader_timeout_s
         self.seed = seed
+        self._check_grader()
         for name in self.benchmarks:
             self._settings(name)
         self._resources = ExitStack()
@@ -82,6 +88,8 @@ class BenchmarkEvaluation(Callback):
         # Scores are broadcast before they are logged, and so equal on all ranks.
         warnings.filterwarnings("ignore", r".*self\.log\('eval/.*sync_dist=True.*")
         known = trainer.datamodule.benchmark_names
+        for name in known:
+            check_name(name)
         for name in self.benchmarks:
             if name not in known:
                 raise ConfigurationError(
@@ -94,7 +102,14 @@ class BenchmarkEvaluation(Callback):
         with self._new_grader() as grader:
             for name, rows in problems.items():
                 if line := report_golds(name, rows, grader):
-                    rank_zero_warn(line)
+                    log.warning(line)
+
+    def _check_grader(self) -> None:
+        try:
+            self._new_grader().close()  # no process starts before the first answer
+        except ConfigurationError as error:
+            rule = str(error).removeprefix(f"{error.key}: ")
+            raise ConfigurationError(rule, key=f"evaluation.grader_{error.key}") from error
 
     def _new_grader(self) -> Grader:
         return Grader(self.grader_workers, self.grader_timeout_s)
@@ -111,6 +126,8 @@ class BenchmarkEvaluation(Callback):
         self._seen: dict[str, set[str]] = {name: set() for name in names}  # ids of problems
         self._hashes = dict(zip(names, self._fingerprints(trainer, pl_module, names), strict=True))
         self._grader = self._resources.enter_context(self._new_grader())
+        self._grader_fingerprint = fingerprint([grader_version(), self.grader_timeout_s])
+        self._grade_anew(trainer, names)
         self._logs = {name: self._open_log(trainer, name) for name in names}
         if isinstance(getattr(self._active, "engine", self._active), TransformersEngine):
             # Gathered once: ranks have different numbers of problems left, and so of calls of the engine.
@@ -129,10 +146,28 @@ class BenchmarkEvaluation(Callback):
         trainer.strategy.barrier()
         return target
 
+    def _grade_anew(self, trainer: Trainer, names: list[str]) -> None:
+        """New verdicts for the samples of an interrupted evaluation that another grader judged."""
+        fingerprint_now = self._grader_fingerprint
+        if trainer.is_global_zero:
+            for name, loader in zip(names, trainer.val_dataloaders, strict=True):
+                problems = {problem.id: problem for problem in loader.problems}
+                count = regrade_samples(
+                    self._target,
+                    name,
+                    self._hashes[name],
+                    self._settings(name).samples,
+                    fingerprint_now,
+                    partial(grade_anew, problems=problems, grader=self._grader, grader_fingerprint=fingerprint_now),
+                )
+                if count:
+                    rank_zero_info(f"{name}: {count} samples are graded anew, for the grader has changed since")
+        trainer.strategy.barrier()
+
     def _open_log(self, trainer: Trainer, name: str) -> SampleLog:
         samples = self._settings(name).samples
-        log = SampleLog(self._target, name, self._hashes[name], samples, trainer.global_rank)
-        return self._resources.enter_context(log)
+        opened = SampleLog(self._target, name, self._hashes[name], samples, trainer.global_rank)
+        return self._resources.enter_context(opened)
 
     def on_validation_batch_start(
         self,
@@ -144,19 +179,18 @@ class BenchmarkEvaluation(Callback):
     ) -> None:
         name = trainer.datamodule.benchmark_names[dataloader_idx]
         self._seen[name].update(problem.id for problem in batch.problems)
-        log = self._logs[name]
-        left = [index for index, problem in enumerate(batch.problems) if problem.id not in log.done]
-        if not left:
-            return
+        samples = self._logs[name]
+        left = [index for index, problem in enumerate(batch.problems) if problem.id not in samples.done]
+        # A rank with nothing left takes its turn all the same: an engine may serve all ranks in one call.
         requests = [self._request(name, batch, index, pl_module.end_token_ids) for index in left]
         problems = [batch.problems[index] for index in left]
-        tokenizer = pl_module.tokenizer
-        log.append(sample_problems(name, problems, requests, self._active, self._grader, tokenizer))
+        graders = (self._grader, self._grader_fingerprint)
+        samples.append(sample_problems(name, problems, requests, self._active, *graders, pl_module.tokenizer))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
         self._grader.close()
-        for log in self._logs.values():
-            log.close()
+        for samples in self._logs.values():
+            samples.close()
         problems = self._merge_problems(trainer, pl_module)
         metrics: dict[str, float] = {}
         if trainer.is_global_zero:
@@ -224,13 +258,14 @@ class BenchmarkEvaluation(Callback):
         return self._own_engine
 
     def _fingerprints(self, trainer: Trainer, module: "PolicyModule", names: list[str]) -> list[str]:
-        """By benchmark, of all that its samples and verdicts depend on; an evaluation goes on only with the same.
+        """By benchmark, of all that its completions depend on; an evaluation goes on only with the same.
 
-        Prompts go in as token ids, so that template, system prompt and tokenizer are in them.
+        Prompts go in as token ids, so that template, system prompt and tokenizer are in them. The grader does not:
+        what another one judged is graded anew.
         """
         if trainer.state.fn != "validate":  # the folder was emptied
             return [fingerprint([_iterations_done(trainer), name]) for name in names]
-        common = [self._model_hash, _engine_name(self._active), self.seed, self.grader_timeout_s, module.end_token_ids]
+        common = [self._model_hash, _engine_name(self._active), self.seed, module.end_token_ids]
         found = []
         for name, loader in zip(names, trainer.val_dataloaders, strict=True):
             settings = self._settings(name)
@@ -283,6 +318,7 @@ class BenchmarkEvaluation(Callback):
             "engine": _engine_name(self._active),
             "sampling": asdict(self.sampling),
             "benchmarks": {name: asdict(self._settings(name)) for name in self._logs},
+            "sources": {name: data.benchmarks[name].source.origin() for name in self._logs},
             "prompts": {name: asdict(data.benchmarks[name].prompt or data.prompt) for name in self._logs},
             "grader_timeout_s": self.grader_timeout_s,
             "seed": self.seed,

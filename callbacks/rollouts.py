@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from app.data.problems import PromptBatch
 from app.errors import ConfigurationError
@@ -134,7 +134,8 @@ class RolloutCallback(Callback):
         if self.generate_ahead and not self._waiting:
             self._start_ahead(trainer, pl_module, batch.iteration)
         pl_module.experience = self._experience(pl_module, rollout)
-        self._report_tied(rollout)
+        if trainer.is_global_zero:
+            self._report_tied(rollout)
 
     def _generate(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> list[Rollout]:
         """Rollouts for ``iteration`` and, with a period, for those that follow."""
@@ -263,10 +264,12 @@ class RolloutCallback(Callback):
         """Once a run, in words: metrics alone would let a run that cannot learn look like one that does."""
         if not self._tied_reported and len(tied_groups(rollout)) == len(rollout.completions):
             self._tied_reported = True
-            rank_zero_warn(
-                f"iteration {rollout.batch.iteration + 1}: the completions of every prompt earned the same reward "
-                f"(mean {sum(rollout.rewards) / len(rollout.rewards):.3g}), so there is nothing to learn from and the "
-                "weights stay as they are. The run goes on; watch frac_reward_zero_std and updates/skipped."
+            log.warning(
+                "iteration %d: the completions of every prompt earned the same reward (mean %.3g), so there is nothing to "
+                "learn from and the weights stay as they are. The run goes on; watch frac_reward_zero_std and "
+                "updates/skipped.",
+                rollout.batch.iteration + 1,
+                sum(rollout.rewards) / len(rollout.rewards),
             )
 
     def on_train_batch_end(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
 from app.data.overlap import BenchmarkIndex, overlap_table
 from app.data.problems import Problem
@@ -17,6 +17,7 @@ from app.data.prompts import PromptEncoder, PromptSettings
 from app.data.sft import SFTBatch
 from app.data.sources import Share, Source
 from app.errors import ConfigurationError
+from app.evaluation.results import fingerprint
 from datamodules.loaders import BenchmarkLoader, IterationLoader, Opaque
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 OverlapPolicy = Literal["ignore", "report", "drop_exact", "drop"]
 
+_OTHER_PROBLEMS = "from here on the run reads other problems than it would have"
 RECENT_BATCHES = 64
 """Batches kept for those who look ahead; a streamed source would have to begin anew to give them again."""
 
@@ -95,6 +97,8 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
         self.benchmark_batch_size = benchmark_batch_size
         self._recent: OrderedDict[int, Batch] = OrderedDict()
         self._train_is_ready = False
+        self._expected_content: str | None = None  # of the training set, in the checkpoint that a run resumes from
+        self._reported: set[str] = set()
 
     @property
     def benchmark_names(self) -> list[str]:
@@ -122,8 +126,9 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
     def setup(self, stage: str) -> None:
         """Checks what a run needs and reads what can be read without a tokenizer."""
         self._recent.clear()
-        for name in self.benchmarks:
+        for name, benchmark in self.benchmarks.items():
             self.benchmark_problems(name)
+            self._report_rows(benchmark.source)
         if stage != TrainerFn.FITTING:
             return
         if self.train is None:
@@ -135,9 +140,13 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
             )
         if self.trainer is not None and self.trainer.max_epochs != 1:
             raise ConfigurationError("must be 1: data.iterations says how long a run is", key="trainer.max_epochs")
+        origin = ", ".join(f"{key} {value}" for key, value in self.train.origin().items() if value is not None)
+        rank_zero_info(f"training set {self.train.name}: {origin}")
+        self._check_golds(self.train)
+        self._treat_overlap(self.train)
         if self.train.finite:
             self.train.problems()
-        self._treat_overlap(self.train)
+        self._report_rows(self.train)
 
     def benchmark_problems(self, name: str) -> list[Problem]:
         """The problems of one benchmark, up to its limit."""
@@ -174,18 +183,26 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of problems depends on (where the run stands is in the loader's state)."""
-        return {"seed": self.seed, self._batch_key: self._global_batch}
+        return {**self._order(), "content": self._content()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Warns where a resumed run will not read what the uninterrupted one would have."""
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        for key, value in self.state_dict().items():
+        self._expected_content = state_dict.get("content")
+        for key, value in self._order().items():
             if state_dict.get(key, value) != value:
-                rank_zero_warn(
-                    f"data.{key} is {value}, the checkpoint was made with {state_dict[key]}: "
-                    "from here on the run reads other problems than it would have"
-                )
+                self._warn(f"data.{key} is {value}, the checkpoint was made with {state_dict[key]}: {_OTHER_PROBLEMS}")
+
+    def _order(self) -> dict[str, Any]:
+        return {"seed": self.seed, self._batch_key: self._global_batch}
+
+    def _content(self) -> str | None:
+        """Depends on every training problem and on their order; None for a source that cannot list them."""
+        train = self._training_source()
+        if not train.finite:
+            return None
+        return fingerprint([[problem.id, problem.problem, problem.answer] for problem in train.problems()])
 
     @abstractmethod
     def _make_batch(self, share: Share) -> Batch:
@@ -195,15 +212,40 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
     def _ready_exclusions(self, train: Source) -> None:
         """Excludes training problems that only a tokenizer can tell."""
 
+    def _check_golds(self, train: Source) -> None:
+        """Makes gold answers that the run's grader cannot read a matter of loading; here there is no grader."""
+
     def _training_source(self) -> Source:
         if self.train is None:
             raise ConfigurationError("there is no training set", key="data.train")
         return self.train
 
     def _ready_train(self) -> None:
-        if not self._train_is_ready:
-            self._ready_exclusions(self._training_source())
-            self._train_is_ready = True
+        if self._train_is_ready:
+            return
+        train = self._training_source()
+        self._ready_exclusions(train)
+        content = self._content()
+        self._report_rows(train)
+        if train.finite:
+            rank_zero_info(f"training set {train.name}: {len(train.problems())} problems, content {content}")
+        if self._expected_content not in (None, content):
+            self._warn(
+                f"data.train has the content {content}, the checkpoint was made with {self._expected_content}: "
+                + _OTHER_PROBLEMS
+            )
+        self._train_is_ready = True
+
+    def _report_rows(self, source: Source) -> None:
+        """Names, once, what became of rows that are no problems of the run."""
+        summary = source.report.summary()
+        if not source.report.is_clean and summary not in self._reported:
+            self._reported.add(summary)
+            self._warn(summary)
+
+    def _warn(self, line: str) -> None:
+        if self.rank == 0:
+            log.warning(line)
 
     def _share(self, iteration: int) -> Share:
         self._ready_train()
@@ -246,11 +288,8 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
             return
         index = BenchmarkIndex({name: self.benchmark_problems(name) for name in self.benchmarks})
         if train.finite:
-            log.info(
-                "training set %s against the benchmarks:\n%s",
-                train.name,
-                overlap_table(index.report(train.problems())),
-            )
+            table = overlap_table(index.report(train.problems()))
+            rank_zero_info(f"training set {train.name} against the benchmarks:\n{table}")
         elif self.overlap == "report":
             raise ConfigurationError(
                 "a streamed training set cannot be reported on: drop, or ignore", key="data.overlap"

@@ -7,7 +7,11 @@ from app.data.problems import PromptBatch
 from app.data.prompts import DEFAULT_PROMPT, PromptEncoder, PromptSettings
 from app.data.sources import Share, Source
 from app.errors import ConfigurationError
+from app.evaluation.golds import unparseable_golds
+from app.rewards.functions import CorrectnessReward
+from app.rewards.grading import Grader
 from app.seeds import derive_seed
+from callbacks.rollouts import RolloutCallback
 from datamodules.base import BenchmarkSettings, OverlapPolicy, ProblemDataModule
 
 
@@ -64,3 +68,29 @@ class MathPromptDataModule(ProblemDataModule[PromptBatch]):
     def _ready_exclusions(self, train: Source) -> None:
         if self.prompt.max_prompt_tokens is not None and self.prompt.overlong == "drop":
             train.exclude(f"prompt over {self.prompt.max_prompt_tokens} tokens", self._encoder.is_overlong)
+
+    def _check_golds(self, train: Source) -> None:
+        """A gold answer that the run's grader cannot read makes its row malformed, where correctness is rewarded.
+
+        A source with an end is checked whole and by rank 0 alone, so that all ranks leave out the same rows; a stream
+        as its rows are read, by the rank that reads them.
+        """
+        grader = self._grader()
+        if grader is None:
+            return
+        if not train.finite:
+            train.check_golds(lambda problem: bool(unparseable_golds([problem], grader)))
+            return
+        found = unparseable_golds(train.problems(), grader) if self.rank == 0 else []
+        ids = self.trainer.strategy.broadcast({problem.id for problem in found})
+        if ids:
+            train.check_golds(lambda problem: problem.id in ids)
+
+    def _grader(self) -> Grader | None:
+        """That of the rollouts' reward for correctness; None where other rewards alone have a weight."""
+        for callback in self.trainer.callbacks if self.trainer else []:
+            if isinstance(callback, RolloutCallback):
+                for function in callback.rewards.functions:
+                    if isinstance(function, CorrectnessReward) and callback.rewards.weights[function.name]:
+                        return function.grader
+        return None

@@ -1,12 +1,13 @@
 """Which problems of a source are wanted: by level, subject, length, and earlier pass rates."""
 
-import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.data.json_lines import json_lines
 from app.data.problems import Problem
-from app.data.rows import nearest
+from app.data.rows import MalformedRowError, nearest
 from app.errors import ConfigurationError
 
 
@@ -55,9 +56,9 @@ class FilterSettings:
     difficulty: DifficultySettings | None = None
 
     def __post_init__(self) -> None:
-        if self.max_characters is not None and self.max_characters < self.min_characters:
+        if self.max_characters is not None and self.max_characters < max(self.min_characters, 1):
             raise ConfigurationError(
-                f"{self.max_characters} is less than min_characters {self.min_characters}",
+                f"{self.max_characters} is less than 1 or min_characters, {self.min_characters}",
                 key="filters.max_characters",
             )
 
@@ -72,6 +73,7 @@ class Filter:
         self.settings = settings
         self._levels = None if settings.levels is None else {_level(value) for value in settings.levels}
         self._subjects = None if settings.subjects is None else {value.casefold() for value in settings.subjects}
+        self._longest = math.inf if settings.max_characters is None else settings.max_characters
         self._rates = None if settings.difficulty is None else read_pass_rates(settings.difficulty.path)
 
     @property
@@ -86,8 +88,7 @@ class Filter:
             return "level"
         if self._subjects is not None and str(problem.extra.get("subject")).casefold() not in self._subjects:
             return "subject"
-        longest = self.settings.max_characters
-        if len(problem.problem) < self.settings.min_characters or (longest and len(problem.problem) > longest):
+        if not self.settings.min_characters <= len(problem.problem) <= self._longest:
             return "length"
         return None if self._has_wanted_difficulty(problem) else "difficulty"
 
@@ -117,18 +118,19 @@ class Filter:
 def read_pass_rates(path: str) -> dict[str, float]:
     """id → pass rate. Raises ConfigurationError with the row's number for a row that does not hold both."""
     rates: dict[str, float] = {}
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                identifier, rate = str(row["id"]), float(row["pass_rate"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigurationError(f"{path}: row {number} holds no id and pass_rate ({error!r})") from error
-            if not 0 <= rate <= 1:
-                raise ConfigurationError(f"{path}: row {number}: pass_rate {rate} is not in [0, 1]")
-            rates[identifier] = rate
+    for number, row in json_lines(Path(path)):
+        try:
+            if isinstance(row, MalformedRowError):
+                raise row
+            identifier, rate = str(row["id"]), float(row["pass_rate"])
+        except (ValueError, KeyError, TypeError) as error:
+            reason = str(error) if isinstance(error, MalformedRowError) else f"holds no id and pass_rate ({error!r})"
+            raise ConfigurationError(f"{path}: row {number} {reason}", key="filters.difficulty.path") from error
+        if not 0 <= rate <= 1:
+            raise ConfigurationError(f"{path}: row {number}: pass_rate {rate} is not in [0, 1]")
+        if identifier in rates:
+            raise ConfigurationError(f"{path}: row {number}: the id {identifier!r} stands in an earlier row too")
+        rates[identifier] = rate
     return rates
 
 

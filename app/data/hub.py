@@ -1,17 +1,22 @@
 """Datasets of the hub (or local files that ``datasets`` reads), whole or streamed."""
 
+import contextlib
 import itertools
+import logging
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from app.data.filters import NO_FILTERS, Filter, FilterSettings
 from app.data.problems import Problem
 from app.data.rows import AnswerFormat, MalformedPolicy, MalformedRowError, RowSettings, read_row
-from app.data.source import FiniteSource, Share, check_columns, note_malformed, read_rows
+from app.data.source import NAMED_ROWS, FiniteSource, Share, check_columns, note_malformed, read_rows
 from app.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from datasets import IterableDataset
+    from datasets import DatasetBuilder, IterableDataset
+
+log = logging.getLogger(__name__)
 
 
 class HubSource(FiniteSource):
@@ -20,7 +25,8 @@ class HubSource(FiniteSource):
     Streamed, nothing is downloaded before it is needed. Each rank reads its own part (whole files where their
     number divides by the ranks, every n-th row otherwise), in an order shuffled by the seed through a buffer
     and again every epoch. A resumed run reads and throws away what came before its iteration: one pass over
-    those rows, without tokenising or generating anything.
+    those rows, without tokenising or generating anything. Malformed rows are named as they are met, the first ten
+    of each rank.
 
     Args:
         dataset: hub id, local folder, or a builder's name (``json``, ``parquet``) with ``data_files``.
@@ -51,7 +57,7 @@ class HubSource(FiniteSource):
         max_characters: int = 20_000,
         filters: FilterSettings = NO_FILTERS,
     ) -> None:
-        super().__init__(name or dataset.rstrip("/").split("/")[-1])
+        super().__init__(name or dataset.rstrip("/").split("/")[-1], malformed)
         if shuffle_buffer < 1:
             raise ConfigurationError(f"must be at least 1, got {shuffle_buffer}", key="shuffle_buffer")
         self.dataset, self.config, self.split, self.revision = dataset, config, split, revision
@@ -59,6 +65,8 @@ class HubSource(FiniteSource):
         self.rows = RowSettings(columns or {}, answer_format, malformed, max_characters)
         self.filters = filters
         self._stream: _OpenStream | None = None
+        self._found: DatasetBuilder | None = None
+        self._named = 0
 
     @property
     def finite(self) -> bool:
@@ -87,22 +95,63 @@ class HubSource(FiniteSource):
             self._stream = _OpenStream(key, self._endless(*key))
         return self._stream.take(start, share.count)
 
+    def origin(self) -> dict[str, Any]:
+        builder = self._builder()
+        found = {
+            "dataset": self.dataset,
+            "config": self.config,
+            "split": self.split,
+            "revision": self.revision,
+            "commit": _commit(builder),
+            "data_files": self.data_files,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
     def open(self) -> Any:
         """The ``Dataset`` or ``IterableDataset``. Raises ConfigurationError where it cannot be had."""
-        from datasets import load_dataset
+        builder = self._builder()
+        with self._failures_in_one_line():
+            if self.streaming:
+                return builder.as_streaming_dataset(split=self.split)
+            builder.download_and_prepare()
+            return builder.as_dataset(split=self.split)
+
+    def _builder(self) -> "DatasetBuilder":
+        """What ``datasets`` found under the name: the branch or tag is resolved to a commit here, once."""
+        if self._found is None:
+            from datasets import load_dataset_builder
+
+            with self._failures_in_one_line():
+                found = load_dataset_builder(
+                    self.dataset, self.config, revision=self.revision, data_files=self.data_files
+                )
+            self._check_revision(found)
+            self._found = found
+        return self._found
+
+    def _check_revision(self, builder: "DatasetBuilder") -> None:
+        """``datasets`` takes whatever its cache holds where the hub cannot be reached, also of another revision."""
+        commit = _commit(builder)
+        if "packaged_modules.cache" in type(builder).__module__ and self.revision not in (None, "main", commit):
+            raise ConfigurationError(
+                f"{self.dataset} cannot be had from the hub, and the latest in the local cache is commit {commit}, "
+                f"which may not be {self.revision!r}: try again with the hub, or set revision to that commit",
+                key="revision",
+            )
+
+    @contextlib.contextmanager
+    def _failures_in_one_line(self) -> Iterator[None]:
+        from datasets.exceptions import DatasetGenerationError, DatasetsError
 
         try:
-            return load_dataset(
-                self.dataset,
-                self.config,
-                split=self.split,
-                revision=self.revision,
-                data_files=self.data_files,
-                streaming=self.streaming,
-            )
-        except (ValueError, OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ConfigurationError(f"cannot load {self.dataset} (split {self.split}): {reason}") from error
+            yield
+        except (ValueError, OSError, RuntimeError, DatasetsError) as error:
+            wrapped = isinstance(error, DatasetGenerationError)  # which says no more than that it is one
+            root = error.__cause__ if wrapped and error.__cause__ is not None else error
+            reason = str(root).strip().splitlines()[0] if str(root).strip() else type(root).__name__
+            first, *more = self.data_files or [""]
+            files = f" of {first}{f' and {len(more)} more' if more else ''}" if first else ""
+            raise ConfigurationError(f"cannot load {self.dataset}{files} (split {self.split}): {reason}") from error
 
     def _endless(self, seed: int, rank: int, world_size: int) -> Iterator[Problem]:
         """This rank's problems, epoch after epoch."""
@@ -116,25 +165,54 @@ class HubSource(FiniteSource):
             before = self.report.kept
             yield from self._one_epoch(shard, epoch, wanted)
             if self.report.kept == before:
-                raise ConfigurationError(f"an epoch without a usable row: {self.report.summary()}")
+                raise ConfigurationError(f"an epoch without a usable row: {self.report.summary(named=3)}")
 
     def _one_epoch(self, shard: "IterableDataset", epoch: int, wanted: Filter) -> Iterator[Problem]:
-        for number, row in enumerate(shard, start=1):
+        for number, row in enumerate(self._rows(shard), start=1):
             if number == 1:
                 check_columns([row], self.dataset, self.rows, wanted)
             self.report.rows += 1
-            try:
-                problem = read_row(row, None, self.name, self.rows)
-            except MalformedRowError as error:
-                where = f"{self.dataset}: row {number} of the stream in epoch {epoch}"
-                note_malformed(f"{where}: {error}", self.rows, self.report)
-                continue
-            reason = wanted.reason(problem) or self.exclusion(problem)
-            if reason is None:
+            problem = self._usable(row, f"{self.dataset}: row {number} of the stream in epoch {epoch}", wanted)
+            self._name_malformed()
+            if problem is not None:
                 self.report.kept += 1
                 yield problem
-            else:
-                self.report.left_out[reason] += 1
+
+    def _rows(self, shard: "IterableDataset") -> Iterator[dict[str, Any]]:
+        """The rows; what is met in a file only when it is read there ends the run in one line too."""
+        rows = iter(shard)
+        while True:
+            with self._failures_in_one_line():
+                row = next(rows, None)
+            if row is None:
+                return
+            yield row
+
+    def _usable(self, row: Any, place: str, wanted: Filter) -> Problem | None:
+        """The row's problem, or None, counted, where it is malformed or left out."""
+        try:
+            problem = read_row(row, None, self.name, self.rows)
+        except MalformedRowError as error:
+            note_malformed(f"{place}: {error}", self.rows.malformed, self.report)
+            return None
+        reason = wanted.reason(problem)
+        if reason is None and self.note_unreadable(problem, place, self.rows.malformed):
+            return None
+        reason = reason or self.exclusion(problem)
+        if reason is not None:
+            self.report.left_out[reason] += 1
+        return problem if reason is None else None
+
+    def _name_malformed(self) -> None:
+        for line in self.report.malformed[self._named : NAMED_ROWS]:
+            log.warning(line)
+            self._named += 1
+
+
+def _commit(builder: "DatasetBuilder") -> str | None:
+    """The hub's commit that a dataset was found at; None for local files."""
+    found = str(builder.hash)
+    return found if builder.repo_id is not None and re.fullmatch("[0-9a-f]{40}", found) else None
 
 
 class _OpenStream:

@@ -48,7 +48,8 @@ class BenchmarkIndex:
 
     def exact_matches(self, text: str) -> set[tuple[str, str]]:
         """(benchmark, problem id) of the problems with the same letters and digits."""
-        return self._exact.get(letters_and_digits(text), set())
+        letters = letters_and_digits(text)
+        return self._exact.get(letters, set()) if letters else set()
 
     def gram_matches(self, text: str) -> set[tuple[str, str]]:
         """(benchmark, problem id) of the problems that share 13 words in a row."""

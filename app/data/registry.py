@@ -35,8 +35,9 @@ class Registered:
     file_answer_format: AnswerFormat = "plain"
 
     def file_names(self, split: str) -> tuple[str, ...]:
-        """Names to look for in a folder, the likeliest first."""
-        return (*self.files.get(split, ()), f"{self.name}_{split}.jsonl", f"{self.name}.jsonl")
+        """Names to look for in a folder, the likeliest first; a file without a split's name is the registered one."""
+        unnamed = (f"{self.name}.jsonl",) if split == self.split else ()
+        return tuple(dict.fromkeys((*self.files.get(split, ()), f"{self.name}_{split}.jsonl", *unnamed)))
 
 
 _QUESTION = {"problem": "question"}

@@ -5,13 +5,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from app.data.problems import Problem
 from app.errors import ConfigurationError
 from app.seeds import derive_seed
 
-AnswerFormat = Literal["plain", "integer", "after_hashes", "last_box", "list"]
+AnswerFormat = Literal["plain", "integer", "after_hashes", "last_box", "list", "none"]
 MalformedPolicy = Literal["skip", "refuse"]
 
 _MISSING = object()
@@ -32,7 +32,8 @@ class RowSettings:
         answer_format: ``plain``: as it stands. ``integer``: ``025``, ``27.0`` and the number 27 become ``25``
             and ``27``. ``after_hashes``: what follows the last ``####``, without thousands commas (GSM8K).
             ``last_box``: the contents of the last ``\\boxed{}`` (or ``\\boxed 2``). ``list``: a list of strings, joined
-            by commas.
+            by commas. ``none``: the rows have no gold answers, and their problems get an empty one: for rewards that
+            ask for none.
         malformed: ``skip`` rows that are no problem (counted and named), or ``refuse`` the whole source.
         max_characters: a problem or an answer longer than this makes a row malformed.
     """
@@ -45,13 +46,18 @@ class RowSettings:
     def __post_init__(self) -> None:
         if self.max_characters < 1:
             raise ConfigurationError(f"must be at least 1, got {self.max_characters}", key="max_characters")
-        if self.answer_format not in ANSWER_READERS:
+        formats = get_args(AnswerFormat)
+        if self.answer_format not in formats:
             raise ConfigurationError(
-                f"unknown {self.answer_format!r}; {nearest(self.answer_format, ANSWER_READERS)}",
-                key="answer_format",
+                f"unknown {self.answer_format!r}; {nearest(self.answer_format, formats)}", key="answer_format"
             )
         if self.malformed not in ("skip", "refuse"):
             raise ConfigurationError(f"is skip or refuse, got {self.malformed!r}", key="malformed")
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether rows hold gold answers."""
+        return self.answer_format != "none"
 
     def column(self, name: str) -> str:
         """The dataset's column for one of our names."""
@@ -99,10 +105,7 @@ def read_row(row: Any, number: int | None, source: str, settings: RowSettings) -
     if not isinstance(row, Mapping):
         raise MalformedRowError(f"is not an object but {type(row).__name__}")
     statement = _checked_text(value_at(row, settings.column("problem")), "problem", settings)
-    raw_answer = value_at(row, settings.column("answer"))
-    if raw_answer is _MISSING or raw_answer is None:
-        raise MalformedRowError("the answer is missing")
-    answer = _checked_text(ANSWER_READERS[settings.answer_format](raw_answer), "answer", settings)
+    answer = _answer(row, settings) if settings.has_answers else ""
     identifier = value_at(row, settings.column("id"))
     if identifier is _MISSING or identifier is None:
         identifier = f"{source}-{derive_seed(statement) if number is None else number}"
@@ -113,6 +116,13 @@ def read_row(row: Any, number: int | None, source: str, settings: RowSettings) -
         source=source,
         extra=_extra(row, settings),
     )
+
+
+def _answer(row: Mapping[str, Any], settings: RowSettings) -> str:
+    raw = value_at(row, settings.column("answer"))
+    if raw is _MISSING or raw is None:
+        raise MalformedRowError("the answer is missing")
+    return _checked_text(ANSWER_READERS[settings.answer_format](raw), "answer", settings)
 
 
 def _extra(row: Mapping[str, Any], settings: RowSettings) -> dict[str, Any]:
@@ -128,7 +138,8 @@ def _checked_text(value: Any, name: str, settings: RowSettings) -> str:
     if value is _MISSING or value is None:
         raise MalformedRowError(f"the {name} is missing")
     if not isinstance(value, str):
-        raise MalformedRowError(f"the {name} is not a string but {type(value).__name__}")
+        advice = " (answer_format: integer takes numbers)" if name == "answer" and type(value) in (int, float) else ""
+        raise MalformedRowError(f"the {name} is not a string but {type(value).__name__}{advice}")
     text = value.strip()
     if not text:
         raise MalformedRowError(f"the {name} is empty")

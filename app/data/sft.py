@@ -67,7 +67,9 @@ class ExampleEncoder:
             raise ConfigurationError("holds neither {solution} nor {answer}", key="completion_template")
 
     def completion(self, problem: Problem) -> str:
-        """The text to be imitated. Raises ConfigurationError where the problem has no solution."""
+        """The text to be imitated. Raises ConfigurationError where the problem lacks a solution or an answer."""
+        if "{answer}" in self.template and not problem.answer:
+            raise ConfigurationError(f"{problem.source} {problem.id} has no {{answer}}", key="completion_template")
         if "{solution}" not in self.template:
             return self.template.replace("{answer}", problem.answer)
         solution = problem.extra.get(self.column)

@@ -1,6 +1,5 @@
 """What a source of problems is, and the base of those that fit in memory."""
 
-import logging
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -11,14 +10,12 @@ from typing import Any
 
 from app.data.filters import Filter, FilterSettings
 from app.data.problems import Problem
-from app.data.rows import MalformedRowError, RowSettings, has_column, nearest, read_row
+from app.data.rows import MalformedPolicy, MalformedRowError, RowSettings, has_column, nearest, read_row
 from app.errors import ConfigurationError
 from app.seeds import derive_seed
 
-log = logging.getLogger(__name__)
-
 NAMED_ROWS = 10
-"""As many malformed rows are named in the log; the report holds all of them."""
+"""As many malformed rows are named in a summary; the report holds all of them."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,8 @@ class LoadReport:
         kept: problems that remained.
         malformed: one line for every row that is no problem, with file and row number.
         left_out: how many problems each filter or exclusion took away.
+        where: the file or dataset that the rows come from.
+        row_of_id: the row of each well-formed problem of a numbered source.
     """
 
     source: str
@@ -68,21 +67,38 @@ class LoadReport:
     kept: int = 0
     malformed: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
+    where: str = ""
+    row_of_id: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether every row became a problem that stays."""
+        return not self.malformed and not self.left_out
+
+    def place(self, problem: Problem) -> str:
+        """Where a problem stands: ``train.jsonl: row 3``, or source and id where rows have no numbers."""
+        number = self.row_of_id.get(problem.id)
+        return f"{self.source} {problem.id}" if number is None else f"{self.where}: row {number}"
 
     def clear(self) -> None:
         """Forgets everything, for a source that is read again from its beginning."""
         self.rows = self.kept = 0
         self.malformed.clear()
         self.left_out.clear()
+        self.row_of_id.clear()
 
-    def summary(self) -> str:
-        """One line: ``gsm8k: 7 of 10 rows kept; left out: 2 level; 1 malformed: train.jsonl: row 3 …``."""
+    def summary(self, named: int = NAMED_ROWS) -> str:
+        """One line: ``gsm8k: 7 of 10 rows kept; left out: 2 level; 1 malformed: train.jsonl: row 3 …``.
+
+        Args:
+            named: at most so many malformed rows are named; all are counted.
+        """
         parts = [f"{self.source}: {self.kept} of {self.rows} rows kept"]
         if self.left_out:
             parts.append("left out: " + ", ".join(f"{count} {why}" for why, count in sorted(self.left_out.items())))
         if self.malformed:
-            more = ", …" if len(self.malformed) > NAMED_ROWS else ""
-            parts.append(f"{len(self.malformed)} malformed: {', '.join(self.malformed[:NAMED_ROWS])}{more}")
+            more = ", …" if len(self.malformed) > named else ""
+            parts.append(f"{len(self.malformed)} malformed: {', '.join(self.malformed[:named])}{more}")
         return "; ".join(parts)
 
 
@@ -98,6 +114,7 @@ class Source(ABC):
         self.name = name
         self.report = LoadReport(name)
         self._exclusions: list[tuple[str, Callable[[Problem], bool]]] = []
+        self._unreadable: Callable[[Problem], bool] | None = None
 
     @property
     @abstractmethod
@@ -117,6 +134,25 @@ class Source(ABC):
     def draw(self, share: Share) -> list[Problem]:
         """``share.count`` problems: a pure function of the share, whatever was drawn before."""
 
+    @abstractmethod
+    def origin(self) -> dict[str, Any]:
+        """Where the problems come from, as far as it is known: JSON-able, for the record of a run.
+
+        A source of the hub is looked up there first. Raises ConfigurationError where it cannot be had.
+        """
+
+    def check_golds(self, unreadable: Callable[[Problem], bool]) -> None:
+        """From now on a row is malformed whose gold answer cannot be read, as ``unreadable`` says of its problem."""
+        self._unreadable = unreadable
+
+    def note_unreadable(self, problem: Problem, place: str, policy: MalformedPolicy) -> bool:
+        """Whether the problem's gold answer cannot be read; it is then counted and named, or refused."""
+        if self._unreadable is None or not self._unreadable(problem):
+            return False
+        shown = problem.answer if len(problem.answer) <= 60 else f"{problem.answer[:60]}…"
+        note_malformed(f"{place}: the grader cannot read the gold answer {shown!r}", policy, self.report)
+        return True
+
     def exclude(self, reason: str, predicate: Callable[[Problem], bool]) -> None:
         """Leaves out every problem for which ``predicate`` is true; counted under ``reason``."""
         self._exclusions.append((reason, predicate))
@@ -127,10 +163,16 @@ class Source(ABC):
 
 
 class FiniteSource(Source):
-    """A source that is read whole, once; every epoch is a new permutation of it."""
+    """A source that is read whole, once; every epoch is a new permutation of it.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        name: see :class:`Source`.
+        malformed: what becomes of a problem whose gold answer cannot be read, see :meth:`Source.check_golds`.
+    """
+
+    def __init__(self, name: str, malformed: MalformedPolicy = "skip") -> None:
         super().__init__(name)
+        self._malformed = malformed
         self._loaded: list[Problem] | None = None
         self._kept: list[Problem] | None = None
 
@@ -146,14 +188,16 @@ class FiniteSource(Source):
         super().exclude(reason, predicate)
         self._kept = None
 
+    def check_golds(self, unreadable: Callable[[Problem], bool]) -> None:
+        super().check_golds(unreadable)
+        self._kept = None
+
     def problems(self) -> list[Problem]:
         if self._loaded is None:
             self._loaded = self.load()
-            self._left_out_by_load = Counter(self.report.left_out)
+            self._at_load = (Counter(self.report.left_out), list(self.report.malformed))
         if self._kept is None:
-            self._kept = self._without_exclusions(self._loaded)
-            if self.report.malformed or self.report.left_out:
-                log.warning(self.report.summary())
+            self._kept = self._selected(self._loaded)
         return self._kept
 
     def draw(self, share: Share) -> list[Problem]:
@@ -161,20 +205,20 @@ class FiniteSource(Source):
         size = len(problems)
         return [problems[_permutation(share.seed, p // size, size)[p % size]] for p in share.positions]
 
-    def _without_exclusions(self, problems: list[Problem]) -> list[Problem]:
-        left_out = Counter(self._left_out_by_load)
-        kept = []
-        for problem in problems:
-            reason = self.exclusion(problem)
-            if reason is None:
-                kept.append(problem)
-            else:
-                left_out[reason] += 1
-        self.report.left_out.clear()
-        self.report.left_out.update(left_out)
-        self.report.kept = len(kept)
+    def _selected(self, loaded: list[Problem]) -> list[Problem]:
+        """The problems with a readable gold answer that nothing excludes; the report counts the others anew."""
+        left_out, malformed = self._at_load
+        report = self.report
+        report.left_out.clear()
+        report.left_out.update(left_out)
+        report.malformed[:] = malformed
+        readable = [p for p in loaded if not self.note_unreadable(p, report.place(p), self._malformed)]
+        reasons = [self.exclusion(problem) for problem in readable]
+        report.left_out.update(reason for reason in reasons if reason is not None)
+        kept = [problem for problem, reason in zip(readable, reasons, strict=True) if reason is None]
+        report.kept = len(kept)
         if not kept:
-            raise ConfigurationError(f"no problem is left in {self.report.summary()}")
+            raise ConfigurationError(f"no problem is left in {report.summary(named=3)}")
         return kept
 
 
@@ -213,8 +257,10 @@ def read_rows(
     reasons = [wanted.reason(problem) for problem in problems]
     report.left_out.update(reason for reason in reasons if reason is not None)
     kept = [problem for problem, reason in zip(problems, reasons, strict=True) if reason is None]
+    if not numbered:
+        raise ConfigurationError(f"{where} is empty")
     if not problems:
-        raise ConfigurationError(f"{where} holds no usable row: {report.summary()}")
+        raise ConfigurationError(f"{where} holds no usable row: {report.summary(named=3)}")
     wanted.check_matches(len(kept), problems, where)
     report.kept = len(kept)
     return kept
@@ -222,17 +268,21 @@ def read_rows(
 
 def check_columns(rows: list[dict[str, Any]], where: str, settings: RowSettings, wanted: Filter) -> None:
     """Raises ConfigurationError for a needed column that no row has; names the columns there are."""
-    needed = [settings.column(name) for name in ("problem", "answer", *wanted.columns)]
+    ours = ("problem", "answer") if settings.has_answers else ("problem",)
+    needed = [settings.column(name) for name in (*ours, *wanted.columns)]
     for column in [*needed, *settings.columns.values()]:
         if rows and not any(has_column(row, column) for row in rows):
             present = {key for row in rows for key in row}
-            raise ConfigurationError(f"{where} has no column {column!r}; {nearest(column, present)}", key="columns")
+            hint = "; answer_format: none is for rewards that ask for no gold answer" if column == "answer" else ""
+            raise ConfigurationError(
+                f"{where} has no column {column!r}; {nearest(column, present)}{hint}", key="columns"
+            )
 
 
-def note_malformed(line: str, settings: RowSettings, report: LoadReport) -> None:
+def note_malformed(line: str, policy: MalformedPolicy, report: LoadReport) -> None:
     """Counts and names a malformed row, or raises ConfigurationError where such rows are refused."""
     report.malformed.append(line)
-    if settings.malformed == "refuse":
+    if policy == "refuse":
         raise ConfigurationError(f"{line} (set malformed: skip to go on without such rows)", key="malformed")
 
 
@@ -240,7 +290,7 @@ def _well_formed(
     numbered: list[tuple[int, Any]], where: str, settings: RowSettings, report: LoadReport
 ) -> list[Problem]:
     problems: list[Problem] = []
-    row_of_id: dict[str, int] = {}
+    report.where, row_of_id = where, report.row_of_id
     for number, row in numbered:
         try:
             if isinstance(row, MalformedRowError):
@@ -249,7 +299,7 @@ def _well_formed(
             if problem.id in row_of_id:
                 raise MalformedRowError(f"the id {problem.id!r} is that of row {row_of_id[problem.id]} too")
         except MalformedRowError as error:
-            note_malformed(f"{where}: row {number}: {error}", settings, report)
+            note_malformed(f"{where}: row {number}: {error}", settings.malformed, report)
             continue
         row_of_id[problem.id] = number
         problems.append(problem)

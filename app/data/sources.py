@@ -5,17 +5,17 @@ knows the usual datasets by name. A new source is a subclass of :class:`Source` 
 with ``load``).
 """
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from app.data import synthetic
 from app.data.filters import NO_FILTERS, DifficultySettings, FilterSettings
 from app.data.hub import HubSource
+from app.data.json_lines import json_lines
 from app.data.problems import Problem
 from app.data.registry import REGISTRY, Registered
-from app.data.rows import AnswerFormat, MalformedPolicy, MalformedRowError, RowSettings, nearest
+from app.data.rows import AnswerFormat, MalformedPolicy, RowSettings, nearest
 from app.data.source import FiniteSource, LoadReport, Share, Source, read_rows
 from app.errors import ConfigurationError
 from app.seeds import derive_seed
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class SyntheticSource(Source):
-    """The task of :mod:`app.data.synthetic`.
+    """The task of :mod:`app.data.synthetic`. Its gold answers are calculated, so that there are none to check.
 
     Args:
         split: ``train`` or ``heldout``; no problem text is in both, whatever the seeds.
@@ -71,6 +71,9 @@ class SyntheticSource(Source):
         if self._finite is None:
             raise ConfigurationError(f"{self.name} is endless: give it a size to list its problems", key="size")
         return self._finite.problems()
+
+    def origin(self) -> dict[str, Any]:
+        return {"synthetic": self.split, "seed": self.seed, "size": self.size}
 
     def draw(self, share: Share) -> list[Problem]:
         if self._finite is not None:
@@ -113,6 +116,9 @@ class _ListedSource(FiniteSource):
         super().__init__(name)
         self._list = load
 
+    def origin(self) -> dict[str, Any]:
+        return {}
+
     def load(self) -> list[Problem]:
         problems = self._list()
         self.report.rows = len(problems)
@@ -142,7 +148,7 @@ class JsonLinesSource(FiniteSource):
         max_characters: int = 20_000,
         filters: FilterSettings = NO_FILTERS,
     ) -> None:
-        super().__init__(name or Path(path).name.split(".")[0])
+        super().__init__(name or Path(path).name.split(".")[0], malformed)
         if not Path(path).is_file():
             raise ConfigurationError(_no_such_file(Path(path)), key="path")
         self.path = Path(path)
@@ -150,7 +156,10 @@ class JsonLinesSource(FiniteSource):
         self.filters = filters
 
     def load(self) -> list[Problem]:
-        return read_rows(_json_lines(self.path), str(self.path), self.rows, self.filters, self.report)
+        return read_rows(json_lines(self.path), str(self.path), self.rows, self.filters, self.report)
+
+    def origin(self) -> dict[str, Any]:
+        return {"file": str(self.path)}
 
 
 class RegisteredSource(Source):
@@ -219,6 +228,13 @@ class RegisteredSource(Source):
     def draw(self, share: Share) -> list[Problem]:
         return self._inner.draw(share)
 
+    def origin(self) -> dict[str, Any]:
+        return self._inner.origin()
+
+    def check_golds(self, unreadable: Callable[[Problem], bool]) -> None:
+        super().check_golds(unreadable)
+        self._inner.check_golds(unreadable)
+
     def exclude(self, reason: str, predicate: Callable[[Problem], bool]) -> None:
         super().exclude(reason, predicate)
         self._inner.exclude(reason, predicate)
@@ -226,7 +242,8 @@ class RegisteredSource(Source):
 
 def _refuse_hub_arguments(revision: str | None, streaming: bool) -> None:
     if revision is not None or streaming:
-        raise ConfigurationError("revision and streaming are of the hub: leave them out or folder", key="folder")
+        key = "streaming" if revision is None else "revision"
+        raise ConfigurationError("is of the hub: leave it out, or folder", key=key)
 
 
 def _find_file(folder: Path, entry: Registered, split: str) -> Path:
@@ -242,20 +259,3 @@ def _find_file(folder: Path, entry: Registered, split: str) -> Path:
 def _no_such_file(path: Path) -> str:
     present = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
     return f"there is no file {path}; {nearest(path.name, present)}"
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """(line number, row or the reason why the line cannot be read); blank lines are passed over."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, _json_row(line.removeprefix(b"\xef\xbb\xbf"))
-
-
-def _json_row(line: bytes) -> Any:
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return MalformedRowError(f"is not UTF-8 (byte {error.start})")
-    except (ValueError, RecursionError) as error:
-        return MalformedRowError(f"is not JSON ({error})")

@@ -90,6 +90,22 @@ def format_comparison(comparisons: Sequence[Comparison], seed: int = 0) -> str:
     return "\n".join([align(rows), *changed])
 
 
+def grader_note(first: str | Path, second: str | Path) -> str | None:
+    """One line where two evaluations were graded differently, so that verdicts differ for that reason too."""
+    used = []
+    for folder in (first, second):
+        results = read_results(folder)
+        limit = results["settings"].get("grader_timeout_s")
+        used.append((results["versions"].get("grader", "unknown"), limit))
+    if used[0] == used[1]:
+        return None
+    named = " and ".join(f"{version} (time limit {limit} s)" for version, limit in used)
+    return (
+        f"note: A and B were graded by different graders, {named}; "
+        "validate again with the folder of the older one as evaluation.folder grades its samples anew"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the comparison; where there is none to make, one line on standard error and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m app.evaluation.comparison", description="Compare two evaluations.")
@@ -100,10 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         comparisons = compare(options.first, options.second, options.benchmarks, options.seed)
+        note = grader_note(options.first, options.second)
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"A: {options.first}\nB: {options.second}\n\n{format_comparison(comparisons, options.seed)}")
+    heading = [f"A: {options.first}", f"B: {options.second}", *([note] if note else [])]
+    print("\n".join([*heading, "", format_comparison(comparisons, options.seed)]))
     return 0
 
 

@@ -1,17 +1,29 @@
 """From a batch of benchmark problems to graded samples."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from app.data.problems import Problem
 from app.evaluation.metrics import cluster_answers
 from app.evaluation.samples import Sample
-from app.rewards.grading import Grader, Verdict
+from app.rewards.grading import Grader
 from app.rollout.collection import decode_groups
-from app.rollout.engine import Completion, GenerationRequest, RolloutEngine
+from app.rollout.engine import GenerationRequest, RolloutEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What grading adds to a completion; see :class:`Sample` for the fields."""
+
+    extracted: str | None
+    correct: bool
+    reason: str
+    cluster: int | None
 
 
 def sample_problems(
@@ -20,32 +32,14 @@ def sample_problems(
     requests: Sequence[GenerationRequest],
     engine: RolloutEngine,
     grader: Grader,
+    grader_fingerprint: str,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> list[Sample]:
     """Generates and grades the completions of ``problems``, one request each; rows problem by problem."""
     groups = engine.generate(requests)
-    texts = decode_groups(tokenizer, groups)
-    golds = [problem for problem, group in zip(problems, groups, strict=True) for _ in group]
-    pairs = [(gold.answer, text, gold.extra) for gold, text in zip(golds, texts, strict=True)]
-    graded = iter(zip(texts, grader.grade(pairs), strict=True))
-    rows = []
-    for problem, request, group in zip(problems, requests, groups, strict=True):
-        rows += _problem_samples(benchmark, problem, request.seed, group, graded, grader)
-    return rows
-
-
-def _problem_samples(
-    benchmark: str,
-    problem: Problem,
-    seed: int,
-    group: Sequence[Completion],
-    graded: Iterator[tuple[str, Verdict]],
-    grader: Grader,
-) -> list[Sample]:
-    own = [next(graded) for _ in group]
-    verdicts = [verdict for _, verdict in own]
-    extracted, correct = [each.extracted for each in verdicts], [each.correct for each in verdicts]
-    clusters = cluster_answers(extracted, correct, grader.equivalent)
+    texts = iter(decode_groups(tokenizer, groups))
+    texts_PK = [[next(texts) for _ in group] for group in groups]
+    judgements_PK = judge_groups(problems, texts_PK, grader)
     return [
         Sample(
             benchmark=benchmark,
@@ -54,13 +48,45 @@ def _problem_samples(
             answer=problem.answer,
             index=index,
             completion=text,
-            extracted=verdict.extracted,
-            correct=verdict.correct,
-            reason=verdict.reason,
-            cluster=cluster,
             n_tokens=len(completion.token_ids),
             finish_reason=completion.finish_reason,
-            seed=seed,
+            seed=request.seed,
+            grader=grader_fingerprint,
+            **asdict(judgement),
         )
-        for index, (completion, (text, verdict), cluster) in enumerate(zip(group, own, clusters, strict=True))
+        for problem, request, *columns in zip(problems, requests, groups, texts_PK, judgements_PK, strict=True)
+        for index, (completion, text, judgement) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def judge_groups(problems: Sequence[Problem], texts: Sequence[Sequence[str]], grader: Grader) -> list[list[Judgement]]:
+    """The judgements of P problems' completions, in their order; the answers of one problem are clustered."""
+    pairs = [(each.answer, text, each.extra) for each, group in zip(problems, texts, strict=True) for text in group]
+    verdicts = iter(grader.grade(pairs))
+    judged = []
+    for group in texts:
+        own = [next(verdicts) for _ in group]
+        clusters = cluster_answers([each.extracted for each in own], [each.correct for each in own], grader.equivalent)
+        judged.append([Judgement(v.extracted, v.correct, v.reason, c) for v, c in zip(own, clusters, strict=True)])
+    return judged
+
+
+def grade_anew(
+    rows: Sequence[Sample], problems: Mapping[str, Problem], grader: Grader, grader_fingerprint: str
+) -> list[Sample]:
+    """The same completions with the verdicts of ``grader``.
+
+    Args:
+        rows: of whole problems, one problem's after another's.
+        problems: by id.
+        grader: the present one.
+        grader_fingerprint: of it.
+    """
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row.id)]
+    texts = [[row.completion for row in group] for group in groups]
+    judged = judge_groups([problems[group[0].id] for group in groups], texts, grader)
+    return [
+        replace(row, grader=grader_fingerprint, **asdict(judgement))
+        for group, judgements in zip(groups, judged, strict=True)
+        for row, judgement in zip(group, judgements, strict=True)
     ]

@@ -10,9 +10,16 @@ NAMED_GOLDS = 10
 
 
 def unparseable_golds(problems: Sequence[Problem], grader: Grader) -> list[Problem]:
-    """The problems whose gold answer no completion can match but by repeating it letter by letter."""
-    positions = grader.unparseable_golds([(problem.answer, problem.extra) for problem in problems])
-    return [problems[position] for position in positions]
+    """The problems whose gold answer no completion can match but by repeating it letter by letter.
+
+    Those found are asked about once more: a busy machine that exceeds the grader's time limit must not decide which
+    problems a run is made of.
+    """
+    found = list(problems)
+    for _ in range(2):
+        positions = grader.unparseable_golds([(problem.answer, problem.extra) for problem in found])
+        found = [found[position] for position in positions]
+    return found
 
 
 def report_golds(name: str, problems: Sequence[Problem], grader: Grader) -> str | None:

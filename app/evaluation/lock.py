@@ -20,7 +20,7 @@ class FolderLock:
         folder: made where it does not exist.
 
     Raises:
-        ConfigurationError: another process holds it.
+        ConfigurationError: another process holds it, or it cannot be written into.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -28,8 +28,11 @@ class FolderLock:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> "FolderLock":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = (self.folder / ".lock").open("a+", encoding="utf-8")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = (self.folder / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"cannot write into {self.folder}: {error}", key="evaluation.folder") from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

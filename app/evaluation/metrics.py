@@ -7,8 +7,8 @@ anything is computed, so that the result does not depend on how problems were sp
 Shapes: P problems of one update, K samples a problem, N problems of the benchmark.
 """
 
+import logging
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from app.evaluation.intervals import RESAMPLES, Interval, macro_interval, mean_i
 from app.evaluation.results import BenchmarkScores
 from app.evaluation.samples import Sample
 from app.seeds import derive_seed
+
+log = logging.getLogger(__name__)
 
 NO_VOTE = -1
 
@@ -69,7 +71,7 @@ class ProblemMetric(Metric):
     def per_problem(self) -> Tensor:
         """The scores in the order of their problems' keys, [N] float64; a problem added twice counts once.
 
-        Warns (UserWarning) where problems were added more than once; the first of them is kept.
+        Logs a warning where problems were added more than once; the first of them is kept.
         """
         if isinstance(self.keys, list) and not self.keys:
             return torch.empty(0, dtype=torch.float64)
@@ -78,7 +80,7 @@ class ProblemMetric(Metric):
         first_N[1:] = keys_N[1:] != keys_N[:-1]
         repeated = int((~first_N).sum())
         if repeated:
-            warnings.warn(f"{repeated} problems were evaluated more than once; each counts once", stacklevel=2)
+            log.warning("%d problems were evaluated more than once; each counts once", repeated)
         return dim_zero_cat(self.scores)[order_N][first_N]
 
     def compute(self) -> Interval:

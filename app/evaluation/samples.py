@@ -8,7 +8,7 @@ was interrupted, or ran on another number of ranks, gives the same scores.
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ class Sample:
         n_tokens: the completion's length, the end token included.
         finish_reason: "stop" or "length".
         seed: the generation request's seed.
+        grader: fingerprint of the grader that gave the verdict.
     """
 
     benchmark: str
@@ -50,6 +51,15 @@ class Sample:
     n_tokens: int
     finish_reason: str
     seed: int
+    grader: str
+
+
+def check_name(benchmark: str) -> None:
+    """Raises ConfigurationError where a benchmark's name cannot be that of a file."""
+    if not re.fullmatch("[A-Za-z0-9_-]+", benchmark):
+        raise ConfigurationError(
+            f"benchmark name {benchmark!r}: use letters, digits, '_' and '-' only", key="data.benchmarks"
+        )
 
 
 class SampleLog:
@@ -60,7 +70,7 @@ class SampleLog:
     Args:
         folder: the evaluation's.
         benchmark: its name: letters, digits, ``_`` and ``-``.
-        settings_hash: :func:`fingerprint` of all that the samples depend on (model, data, sampling, seed …).
+        settings_hash: :func:`fingerprint` of all that the completions depend on (model, data, sampling, seed …).
         samples: completions a problem.
         rank: this process's.
 
@@ -74,8 +84,7 @@ class SampleLog:
     """
 
     def __init__(self, folder: str | Path, benchmark: str, settings_hash: str, samples: int, rank: int = 0) -> None:
-        if not re.fullmatch("[A-Za-z0-9_-]+", benchmark):
-            raise ConfigurationError(f"benchmark name {benchmark!r}: use letters, digits, '_' and '-' only")
+        check_name(benchmark)
         self.benchmark, self.settings_hash, self.samples = benchmark, settings_hash, samples
         self.path = Path(folder) / "samples" / f"{benchmark}.rank{rank}.jsonl"
         self._file: BinaryIO | None = None
@@ -123,6 +132,41 @@ class SampleLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def regrade_samples(
+    folder: str | Path,
+    benchmark: str,
+    settings_hash: str,
+    samples: int,
+    grader: str,
+    regrade: Callable[[list[Sample]], list[Sample]],
+) -> int:
+    """Gives new verdicts to samples that another grader judged: completions do not depend on it.
+
+    Call it on one rank, before any opens its log.
+
+    Args:
+        folder, benchmark, settings_hash, samples: as for :class:`SampleLog`.
+        grader: fingerprint of the present grader.
+        regrade: samples of whole problems → the same with new verdicts, in order.
+
+    Returns:
+        How many samples were graded anew.
+
+    Raises:
+        ConfigurationError: see :class:`SampleLog`.
+    """
+    count = 0
+    for path in _parts(folder, benchmark):
+        groups = _whole_problems(_read(path, settings_hash), samples).values()
+        old = [row for rows in groups if any(row.grader != grader for row in rows) for row in rows]
+        if old:
+            fresh = {(row.id, row.index): row for row in regrade(old)}
+            rows = [fresh.get((row.id, row.index), row) for group in groups for row in group]
+            write_atomically(path, b"".join(_line(row, settings_hash) for row in rows))
+            count += len(old)
+    return count
 
 
 def merge_samples(

@@ -1,7 +1,10 @@
 """Benchmarks beside training and under ``validate``: what they must not change, and what they must not forget."""
 
 import json
+import logging
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from app.errors import ConfigurationError
 from app.evaluation import benchmarks
 from app.evaluation.lock import FolderLock
 from app.evaluation.results import read_results
+from app.evaluation.samples import read_samples
 from app.rollout.engine import Completion, GenerationRequest, SamplingSettings
 from app.rollout.transformers_engine import TransformersEngine
 from callbacks import BenchmarkEvaluation, IterationCheckpoint
@@ -157,6 +161,7 @@ def test_validate_prints_the_table_and_writes_scores_settings_and_hashes(
     assert "sums" in capsys.readouterr().out
     assert results["settings"]["prompts"]["sums"]["style"] == "raw"
     assert results["settings"]["engine"] == "CountingEngine"
+    assert results["settings"]["sources"] == {"sums": {"file": str(tmp_path / "sums.jsonl")}}
     assert results["settings"]["policy"]["config"]["model_type"] == "llama"
     assert results["benchmarks"]["sums"]["scores"]["accuracy"]["value"] == 0
     assert len(results["model_hash"]) >= 16
@@ -177,7 +182,6 @@ def test_a_finished_evaluation_is_not_repeated(tmp_path: Path) -> None:
         {"prompt": "boxed"},
         {"seed": 5},
         {"sampling": SamplingSettings(temperature=0.5, max_new_tokens=6)},
-        {"grader_timeout_s": 1.0},
         {"engine": None},
     ],
 )
@@ -187,15 +191,57 @@ def test_samples_made_with_anything_else_are_refused(tmp_path: Path, changes: di
         validate(tmp_path, **changes)
 
 
+def test_a_folder_that_cannot_be_written_into_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(ConfigurationError, match=r"evaluation\.folder: cannot write into .*out"):
+        validate(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grader_workers": 0}, r"^evaluation\.grader_workers: must be at least 1, got 0"),
+        ({"grader_timeout_s": 9}, r"^evaluation\.grader_timeout_s: must be above 0"),
+    ],
+)
+def test_a_grader_that_cannot_work_is_refused_at_once(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        evaluation(**changes)
+
+
+def test_verdicts_of_another_grader_are_given_anew_and_nothing_is_generated_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    validate(tmp_path)
+    before = read_samples(tmp_path / "out", "sums")
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        assert validate(tmp_path, grader_timeout_s=1.0).asked == 0
+    assert "sums: 5 samples are graded anew" in caplog.text
+    after = read_samples(tmp_path / "out", "sums")
+    assert [replace(row, grader="") for row in after] == [replace(row, grader="") for row in before]
+    assert not {row.grader for row in after} & {row.grader for row in before}
+    assert read_results(tmp_path / "out")["settings"]["grader_timeout_s"] == 1.0
+
+
 def test_a_folder_that_another_evaluation_writes_into_is_refused(tmp_path: Path) -> None:
     with FolderLock(tmp_path / "out"), pytest.raises(ConfigurationError, match=r"evaluation.folder: .*is writing"):
         validate(tmp_path)
     assert validate(tmp_path).asked == 5
 
 
-def test_gold_answers_that_cannot_be_read_are_named_before_anything_is_generated(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"sums: 1 of 3 gold answers cannot be read .*sums row-1 \('t\(0,4\]'\)"):
-        validate(tmp_path, answers=("1", "t(0,4]", r"\frac{1}{2}"))
+def test_gold_answers_that_cannot_be_read_are_named_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    validate(tmp_path, answers=("1", "t(0,4]", r"\frac{1}{2}"))
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(lines) == 1
+    assert re.match(r"sums: 1 of 3 gold answers cannot be read .*sums row-1 \('t\(0,4\]'\)", lines[0])
+
+
+def test_a_name_that_cannot_be_that_of_a_file_is_refused(tmp_path: Path) -> None:
+    data = make_data(benchmarks={"a/b": BenchmarkSettings(JsonLinesSource(str(problems_file(tmp_path))))})
+    with pytest.raises(ConfigurationError, match=r"data\.benchmarks: benchmark name 'a/b': use letters"):
+        make_trainer(tmp_path, [evaluation()]).validate(make_module(), datamodule=data, verbose=False)
 
 
 def test_a_misspelt_benchmark_is_refused_with_the_nearest(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """``main.py validate``: the benchmarks by one command, from every kind of policy, whatever interrupts it."""
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ from app.evaluation.results import read_results
 from app.evaluation.samples import read_samples
 from app.policy.models import PolicySettings, load_policy, load_tokenizer, save_policy
 from app.policy.tokenizers import NewTokenizerSettings
-from tests.command_line import ROOT, run, start, succeed
+from tests.command_line import ROOT, environment, run, start, succeed
 from tests.data.files import REAL_FOLDER, needs_real_files, write_json_lines
 from tests.models import tiny_config
 
@@ -186,6 +190,48 @@ def test_a_killed_evaluation_goes_on_where_it_stopped_and_two_ranks_give_the_sam
     for name in FIVE:
         assert read_samples(folder / "ranks", name) == read_samples(folder / "whole", name)
     assert sorted(_requests(folder / "ranks.log")) == sorted(_requests(folder / "whole.log"))
+
+
+OTHER_GRADER = """
+
+def _all_wrong(self, items):
+    return [Verdict(False, "mismatch", None) for _ in items]
+
+
+Grader.grade = _all_wrong
+"""
+
+
+@pytest.mark.slow
+def test_what_another_grader_judged_before_a_kill_is_graded_anew_and_not_generated_again(folder: Path) -> None:
+    """The evaluation that is killed runs from a copy of the project, whose grader calls everything wrong."""
+    other = folder / "other"
+    for name in ("app", "callbacks", "configs", "datamodules", "modules", "tests"):
+        shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "main.py", other)
+    with (other / "app" / "rewards" / "grading.py").open("a") as code:
+        code.write(OTHER_GRADER)
+
+    def evaluate(name: str, **settings: Any) -> tuple[Any, ...]:
+        config = oracle(folder / f"{name}.yaml", folder / "data", log=str(folder / f"{name}.log"), **settings)
+        common = ("--config", folder / "policy.yaml", *from_folder(folder / "data"), "--data.benchmark_batch_size", "1")
+        return "validate", *MATH, *common, "--config", config, "--evaluation.folder", folder / "regraded"
+
+    with (folder / "before.out").open("wb") as out:
+        command = [sys.executable, "main.py", *map(str, evaluate("before", stall_after=6))]
+        process = subprocess.Popen(command, cwd=other, env=environment(), stdout=out, stderr=subprocess.STDOUT)
+    try:
+        _wait_for_requests(folder / "before.log", 7, process)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    written = [line for path in (folder / "regraded").rglob("*.jsonl") for line in path.open()]
+    assert {json.loads(line)["correct"] for line in written} == {False}
+
+    shown = succeed(*evaluate("after"))
+    assert "aime24: 6 samples are graded anew" in shown
+    assert accuracies(folder / "regraded") == dict.fromkeys(FIVE, 1.0)
+    assert len(_requests(folder / "after.log")) == sum(map(len, ANSWERS.values())) - 6
 
 
 def _requests(log: Path) -> list[str]:

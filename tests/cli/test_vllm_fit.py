@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.cli.small_run import last_checkpoint, small_run
@@ -104,11 +105,23 @@ def test_an_engine_killed_while_it_generates_ahead_draws_again_with_newer_weight
     assert_no_engine_is_left(tmp_path)
 
 
+def evaluation_of_three_problems(folder: Path) -> list[str]:
+    """Before the first iteration and after the second; the second of two ranks has none of the problems."""
+    source = {"class_path": "app.data.sources.SyntheticSource", "init_args": {"split": "heldout", "size": 3}}
+    data = {"init_args": {"benchmarks": {"heldout": {"source": source}}, "benchmark_batch_size": 4}}
+    sampling = {"temperature": 0, "max_new_tokens": 8}
+    settings = {"data": data, "evaluation": {"sampling": sampling}, "trainer": {"val_check_interval": 2}}
+    (folder / "evaluation.yaml").write_text(yaml.safe_dump(settings))
+    return ["--config", str(folder / "evaluation.yaml")]
+
+
 def test_two_ranks_generate_ahead_what_one_process_does(whole_ahead: Path, tmp_path: Path) -> None:
     """Rank 0 generates for both in a thread, while the backward passes of both exchange gradients.
 
     Sums run in another order, and Adam divides gradients near zero by their own size.
     """
     ranks = ("--config", "configs/strategy/ddp.yaml", "--trainer.devices", "2")
-    run_ranks(["main.py", *arguments(tmp_path), *AHEAD, *ranks], 2)
+    run_ranks(["main.py", *arguments(tmp_path), *evaluation_of_three_problems(tmp_path), *AHEAD, *ranks], 2)
     assert_equal(whole_ahead, tmp_path, atol=1e-4)
+    samples = tmp_path / "run" / "version_0" / "evaluation" / "iteration-000002" / "samples" / "heldout.jsonl"
+    assert len(samples.read_text().splitlines()) == 3

@@ -1,15 +1,21 @@
 """``datasets`` as a source, whole and streamed, on local files."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.data.filters import FilterSettings
+from app.data.problems import Problem
 from app.data.registry import REGISTRY
-from app.data.sources import HubSource, RegisteredSource, Share
+from app.data.sources import HubSource, Share
 from app.errors import ConfigurationError
-from tests.data.files import write_json_lines
+from tests.data.files import PROJECT, write_json_lines
+from tests.data.hub_server import HubServer
 
 GSM8K_LIKE: dict[str, Any] = {"columns": {"problem": "question"}, "answer_format": "after_hashes"}
 
@@ -130,10 +136,20 @@ def test_a_stream_refuses_malformed_rows_by_option(tmp_path: Path) -> None:
         texts(streamed([bad]), 0)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_that_breaks_off_is_named(tmp_path: Path, streaming: bool) -> None:
+    path = tmp_path / "torn.jsonl"
+    path.write_text('{"question": "q", "answer": "#### 1"}\n' * 3 + '{"question": "q')
+    with pytest.raises(
+        ConfigurationError, match=r"cannot load json of .*torn\.jsonl \(split train\): JSON parse error"
+    ):
+        texts(streamed([str(path)], streaming=streaming), 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "tst"}, r"cannot load json \(split tst\): .*split"),
+        ({"split": "tst"}, r"cannot load json of .*part0.jsonl and 2 more \(split tst\): .*split"),
         ({"columns": {"problem": "quesion"}}, "no column 'quesion'; did you mean 'question'"),
         ({"data_files": ["nowhere.jsonl"]}, r"cannot load json .*nowhere"),
         ({"shuffle_buffer": 0}, "shuffle_buffer"),
@@ -152,21 +168,84 @@ def test_a_stream_cannot_be_listed(files: list[str]) -> None:
         source.problems()
 
 
-def test_registered_datasets_ask_the_hub_for_what_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No hub can be reached in tests: the call that would be made is looked at."""
-    import datasets
+OLD, NEW = "a" * 40, "b" * 40
+READ = """
+import json, sys
+from app.data.sources import RegisteredSource, Share
+from app.errors import ConfigurationError
+source = RegisteredSource("math12k", **json.loads(sys.argv[1]))
+try:
+    texts = [problem.problem for problem in source.draw(Share(0, 0, 0, 1, 2))]
+    print(json.dumps({**source.origin(), "texts": sorted(texts)}))
+except ConfigurationError as error:
+    print(json.dumps({"error": str(error)}))
+"""
 
-    calls: list[tuple[Any, ...]] = []
 
-    def record(path: str, name: str | None, **options: Any) -> Any:
-        calls.append((path, name, options["split"], options["revision"]))
-        return datasets.Dataset.from_dict({"question": ["q"], "answer": ["#### 7"]})
+def read_from_hub(home: Path, address: str, offline: bool = False, **arguments: Any) -> dict[str, Any]:
+    """What a new process reads: the clients take the hub's address from the environment, once."""
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home), "NO_PROXY": "*", "no_proxy": "*"}
+    environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
+    command = [sys.executable, "-c", READ, json.dumps(arguments)]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
-    monkeypatch.setattr(datasets, "load_dataset", record)
-    source = RegisteredSource("gsm8k", split="test", revision="abc")
-    assert source.problems()[0].answer == "7"
-    assert source.problems()[0].extra["solution"] == "#### 7"
-    assert calls == [("openai/gsm8k", "main", "test", "abc")]
+
+@pytest.mark.slow
+def test_a_hub_dataset_is_read_at_its_revision_and_the_commit_is_known(tmp_path: Path) -> None:
+    commits = {
+        commit: {"train.jsonl": "".join(f'{{"problem": "{commit[0]}{i}", "answer": "1"}}\n' for i in (1, 2)).encode()}
+        for commit in (OLD, NEW)
+    }
+    hub_id = REGISTRY["math12k"].hub_id
+    home = tmp_path / "home"
+    with HubServer(hub_id, commits, {"main": OLD}) as hub:
+        moving = read_from_hub(home, hub.address)
+        assert (moving["dataset"], moving["revision"], moving["commit"]) == (hub_id, "main", OLD)
+        assert moving["texts"] == ["a1", "a2"]
+        hub.branches["main"] = NEW
+        assert read_from_hub(home, hub.address, streaming=True)["commit"] == NEW
+        pinned = read_from_hub(home, hub.address, streaming=True, revision=OLD)
+        assert (pinned["commit"], pinned["texts"]) == (OLD, ["a1", "a2"])
+        assert "doesn't exist" in read_from_hub(home, hub.address, revision="v2", streaming=True)["error"]
+    # From here on there is no hub, and the old commit alone is in the cache.
+    cached = read_from_hub(home, hub.address, offline=True, revision=OLD)
+    assert (cached["commit"], cached["texts"]) == (OLD, ["a1", "a2"])
+    assert read_from_hub(home, hub.address, offline=True)["commit"] == OLD
+    for other in (NEW, "v1"):
+        refused = read_from_hub(home, hub.address, offline=True, revision=other)["error"]
+        assert f"the latest in the local cache is commit {OLD}, which may not be '{other}'" in refused
+
+
+def test_local_files_have_no_commit(files: list[str]) -> None:
+    assert HubSource("json", data_files=files).origin() == {"dataset": "json", "split": "train", "data_files": files}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_golds_that_cannot_be_read_are_malformed_rows(
+    files: list[str], streaming: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream asks of each row that it reads and passes its filters, and never of another."""
+    asked: list[str] = []
+
+    def unreadable(problem: Problem) -> bool:
+        asked.append(problem.answer)
+        return problem.answer == "3"
+
+    source = streamed(files, streaming=streaming, filters=FilterSettings(levels=[1]))
+    source.check_golds(unreadable)
+    seen = texts(source, 0, count=6)
+    assert not any(text.endswith("row 3") for text in seen)
+    assert set(asked) <= {"1", "3", "5", "7"}
+    assert len(asked) <= 12
+    assert 0 < len(source.report.malformed) <= 3
+    assert "the grader cannot read the gold answer '3'" in source.report.malformed[0]
+    assert ("row" in caplog.text) == streaming  # a source read whole is reported on by its data module
+    refusing = streamed(files, streaming=streaming, malformed="refuse")
+    refusing.check_golds(unreadable)
+    with pytest.raises(ConfigurationError, match=r"malformed: json: row \d+.* cannot read .*\(set malformed: skip"):
+        texts(refusing, 0, count=24)
 
 
 def test_the_registry_holds_the_usual_datasets() -> None:

@@ -103,6 +103,13 @@ def test_one_column_may_serve_twice() -> None:
     assert problem.extra == {"solution": "worked out\n#### 3"}
 
 
+def test_rows_without_gold_answers_are_read_by_option() -> None:
+    problem = read_row({"problem": " p ", "level": 1}, 1, "s", RowSettings(answer_format="none"))
+    assert (problem.problem, problem.answer, problem.extra) == ("p", "", {"level": 1})
+    with pytest.raises(MalformedRowError, match="the answer is missing"):
+        read_row({"problem": "p"}, 1, "s", RowSettings())
+
+
 def test_a_row_without_an_id_is_called_by_its_number_or_its_text() -> None:
     row = {"problem": "p", "answer": "1"}
     assert read(row).id == "set-7"

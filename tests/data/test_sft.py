@@ -77,6 +77,13 @@ def test_a_missing_solution_is_named(extra: dict[str, Any]) -> None:
         encoder().ids(example(**extra))
 
 
+def test_a_missing_answer_is_named_where_the_template_has_one() -> None:
+    unanswered = Problem(id="p", problem="how many ?", answer="", source="set", extra={"solution": "so"})
+    assert encoder().completion(unanswered) == "so"
+    with pytest.raises(ConfigurationError, match="completion_template: set p has no"):
+        encoder(completion_template="{solution} {answer}").completion(unanswered)
+
+
 def test_a_template_without_a_placeholder_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="completion_template"):
         encoder(completion_template="42")

@@ -59,9 +59,7 @@ class TestOrder:
 
 
 class TestJsonLines:
-    def test_malformed_rows_are_skipped_counted_and_named(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_malformed_rows_are_skipped_counted_and_named(self, tmp_path: Path) -> None:
         good = [json.dumps(row).encode() for row in numbered_rows(3)]
         bad = [
             b"{not json",
@@ -82,12 +80,12 @@ class TestJsonLines:
             "is not UTF-8 (byte 16)",
             "answer is missing",
             "not an object",
-            "not a string",
+            "not a string but int (answer_format: integer takes numbers)",
             "id 'n0'",
         ]
         assert all(expected in reason for expected, (_, reason) in zip(wanted, rows, strict=True))
-        assert "6 malformed" in caplog.text
-        assert "row 2" in caplog.text
+        assert f"bad: 3 of 9 rows kept; 6 malformed: {path}: row 2: is not JSON" in source.report.summary()
+        assert source.report.summary(named=1).count(": row ") == 1
 
     def test_deeply_nested_json_is_malformed_and_no_crash(self, tmp_path: Path) -> None:
         path = tmp_path / "deep.jsonl"
@@ -108,15 +106,57 @@ class TestJsonLines:
         with pytest.raises(ConfigurationError, match=r"no column 'problem'.*There are: answer, question"):
             JsonLinesSource(path).problems()
 
+    def test_a_file_without_answers_is_refused_unless_none_are_asked_for(self, tmp_path: Path) -> None:
+        path = write_json_lines(tmp_path / "q.jsonl", [{"problem": "p"}])
+        with pytest.raises(ConfigurationError, match=r"no column 'answer'; .*answer_format: none"):
+            JsonLinesSource(path).problems()
+        assert JsonLinesSource(path, answer_format="none").problems()[0].answer == ""
+
     def test_a_missing_file_is_refused_at_once_with_the_nearest_name(self, tmp_path: Path) -> None:
         write_json_lines(tmp_path / "train.jsonl", numbered_rows(1))
         with pytest.raises(ConfigurationError, match=r"no file .*trian\.jsonl; did you mean 'train\.jsonl'"):
             JsonLinesSource(str(tmp_path / "trian.jsonl"))
 
-    @pytest.mark.parametrize("rows", [[], [{"problem": "", "answer": "1"}]])
-    def test_a_file_without_a_usable_row_is_refused(self, tmp_path: Path, rows: list[Any]) -> None:
-        with pytest.raises(ConfigurationError, match="no usable row"):
-            JsonLinesSource(write_json_lines(tmp_path / "e.jsonl", rows)).problems()
+    @pytest.mark.parametrize(
+        ("content", "reason"),
+        [
+            (b"", r"e\.jsonl is empty"),
+            (b"\n \n", r"e\.jsonl is empty"),
+            (b'{"problem": "", "answer": "1"}', "no usable row"),
+            (b'[\n{"problem": "p", "answer": "1"},\n]', "row 1: is not JSON .*one object a line, without an array"),
+            (b'[{"problem": "p", "answer": "1"}]', "row 1: is not an object but list"),
+            ('{"problem": "p", "answer": "1"}'.encode("utf-16"), "row 1: is UTF-16, not UTF-8"),
+        ],
+    )
+    def test_a_file_without_a_usable_row_is_refused(self, tmp_path: Path, content: bytes, reason: str) -> None:
+        (tmp_path / "e.jsonl").write_bytes(content)
+        with pytest.raises(ConfigurationError, match=reason):
+            JsonLinesSource(str(tmp_path / "e.jsonl")).problems()
+
+    def test_lines_may_end_as_on_windows(self, tmp_path: Path) -> None:
+        path = tmp_path / "crlf.jsonl"
+        path.write_bytes(b"\xef\xbb\xbf" + b"".join(json.dumps(row).encode() + b"\r\n" for row in numbered_rows(3)))
+        source = JsonLinesSource(str(path))
+        assert [problem.id for problem in source.problems()] == ["n0", "n1", "n2"]
+        assert source.report.is_clean
+
+    def test_golds_that_cannot_be_read_are_malformed_rows(self, tmp_path: Path) -> None:
+        rows = [*numbered_rows(2), {"problem": "no", "answer": "1"}, {"id": "x", "problem": "p", "answer": "("}]
+        path = write_json_lines(tmp_path / "a.jsonl", rows)
+        source = JsonLinesSource(path)
+        assert len(source.problems()) == 4
+        source.check_golds(lambda problem: problem.answer == "(")
+        source.exclude("no", lambda problem: problem.problem == "no")
+        assert [problem.id for problem in source.problems()] == ["n0", "n1"]
+        line = f"{path}: row 4: the grader cannot read the gold answer '('"
+        assert source.report.summary() == f"a: 2 of 4 rows kept; left out: 1 no; 1 malformed: {line}"
+        source.check_golds(lambda problem: False)  # the report is that of the last check
+        assert [problem.id for problem in source.problems()] == ["n0", "n1", "x"]
+        assert source.report.malformed == []
+        refusing = JsonLinesSource(path, malformed="refuse")
+        refusing.check_golds(lambda problem: problem.answer == "(")
+        with pytest.raises(ConfigurationError, match=r"malformed: .*a\.jsonl: row 4: .*\(set malformed: skip"):
+            refusing.problems()
 
 
 class TestFilters:
@@ -167,11 +207,18 @@ class TestFilters:
         assert [problem.id for problem in source.problems()] == kept
 
     @pytest.mark.parametrize(
-        ("row", "message"),
-        [({"id": "a"}, "row 1 holds no id"), ({"id": "a", "pass_rate": 7}, "pass_rate 7.0 is not in"), ([1], "row 1")],
+        ("content", "message"),
+        [
+            (b'{"id": "a"}', "row 1 holds no id"),
+            (b'{"id": "a", "pass_rate": 7}', "pass_rate 7.0 is not in"),
+            (b"[1]", "row 1 holds no id"),
+            (b'\n{"id": "caf\xe9", "pass_rate": 0.5}', "row 2 is not UTF-8"),
+            (b'{"id": "a", "pass_rate": 1}\n{"id": "a", "pass_rate": 0}', "row 2: the id 'a' stands in an earlier row"),
+        ],
     )
-    def test_bad_pass_rates_are_refused(self, tmp_path: Path, row: Any, message: str) -> None:
-        difficulty = DifficultySettings(write_json_lines(tmp_path / "rates.jsonl", [row]))
+    def test_bad_pass_rates_are_refused(self, tmp_path: Path, content: bytes, message: str) -> None:
+        (tmp_path / "rates.jsonl").write_bytes(content)
+        difficulty = DifficultySettings(str(tmp_path / "rates.jsonl"))
         problems = write_json_lines(tmp_path / "a.jsonl", numbered_rows(1))
         with pytest.raises(ConfigurationError, match=message):
             JsonLinesSource(problems, filters=FilterSettings(difficulty=difficulty)).problems()
@@ -183,6 +230,8 @@ class TestFilters:
             DifficultySettings(__file__, min_pass_rate=0.8, max_pass_rate=0.2)
         with pytest.raises(ConfigurationError, match=r"filters\.difficulty\.path"):
             DifficultySettings(str(tmp_path / "none.jsonl"))
+        with pytest.raises(ConfigurationError, match=r"filters\.max_characters"):
+            FilterSettings(max_characters=0)
 
 
 class TestExclusions:
@@ -259,13 +308,20 @@ class TestRegistered:
         assert len(RegisteredSource("gsm8k", folder=str(tmp_path)).problems()) == 2
         assert len(RegisteredSource("gsm8k", folder=str(tmp_path), split="test").problems()) == 3
 
+    def test_a_file_without_a_split_is_that_of_the_registered_one(self, tmp_path: Path) -> None:
+        write_json_lines(tmp_path / "gsm8k.jsonl", numbered_rows(2))
+        assert len(RegisteredSource("gsm8k", folder=str(tmp_path)).problems()) == 2
+        with pytest.raises(ConfigurationError, match=r"holds none of gsm8k_test\.jsonl for gsm8k"):
+            RegisteredSource("gsm8k", folder=str(tmp_path), split="test")
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
             ({"name": "math50"}, "no dataset is registered as 'math50'; did you mean 'math500'"),
             ({"name": "math500", "folder": "nowhere"}, "there is no folder nowhere"),
             ({"name": "math500", "folder": "."}, "holds none of math500.jsonl"),
-            ({"name": "math500", "folder": ".", "streaming": True}, "revision and streaming are of the hub"),
+            ({"name": "math500", "folder": ".", "streaming": True}, "streaming: is of the hub"),
+            ({"name": "math500", "folder": ".", "revision": "v1"}, "revision: is of the hub"),
         ],
     )
     def test_mistakes_are_named(

@@ -9,6 +9,7 @@ import torch
 from app.data import synthetic
 from app.data.problems import PromptBatch
 from app.data.sft import SFTBatch
+from callbacks.rollouts import RolloutCallback
 
 
 class Recorder(pl.LightningModule):
@@ -70,6 +71,14 @@ class SaveAt(pl.Callback):
     def _save(self, trainer: Any, at: str, iteration: int) -> None:
         if (at, iteration) == (self.at, self.iteration):
             trainer.save_checkpoint(self.path)
+
+
+class RewardsAlone(RolloutCallback):
+    """The rewards of a run whose module learns from nothing that is rolled out."""
+
+    def on_train_batch_start(self, *arguments: Any, **named: Any) -> None: ...
+
+    def on_train_batch_end(self, *arguments: Any, **named: Any) -> None: ...
 
 
 def trainer(callbacks: list[pl.Callback] | None = None, **changes: Any) -> pl.Trainer:

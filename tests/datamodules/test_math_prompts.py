@@ -1,6 +1,7 @@
 """The prompts of RL and the benchmarks: batches, shares, limits, overlap, refusals."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,22 @@ import torch
 
 from app.data.problems import PromptBatch
 from app.data.prompts import PromptSettings
-from app.data.sources import HubSource, JsonLinesSource, SyntheticSource
+from app.data.sources import HubSource, JsonLinesSource, Source, SyntheticSource
 from app.errors import ConfigurationError
+from app.rewards.functions import CorrectnessReward, FormatReward, RewardFunction
 from datamodules import MathPromptDataModule
 from datamodules.base import RECENT_BATCHES, BenchmarkSettings
 from datamodules.loaders import BenchmarkLoader
 from tests.data.files import numbered_rows, write_json_lines
 from tests.data.tokenizers import subword_tokenizer
-from tests.datamodules.learners import Recorder, content, trainer
+from tests.datamodules.learners import Recorder, RewardsAlone, content, trainer
 
 
-def ready(data: MathPromptDataModule, tokenizer: Any = None) -> MathPromptDataModule:
+def ready(
+    data: MathPromptDataModule, tokenizer: Any = None, callbacks: list[pl.Callback] | None = None
+) -> MathPromptDataModule:
     """The data module set up for ``fit`` by a real trainer that has a module with a tokenizer."""
-    owner = trainer()
+    owner = trainer(callbacks)
     owner.strategy.connect(Recorder(tokenizer=tokenizer))
     data.trainer = owner
     data.setup("fit")
@@ -147,6 +151,53 @@ def test_a_benchmark_drops_no_overlong_problem() -> None:
         trainer().validate(Recorder(), data, verbose=False)
 
 
+class TestGolds:
+    """Twelve of 15 rows have a gold answer that no grader can read."""
+
+    def source(self, folder: Path, **changes: Any) -> JsonLinesSource:
+        bad = [{"problem": f"bad {i}", "answer": f"t(0,4]{i}"} for i in range(12)]
+        return JsonLinesSource(write_json_lines(folder / "golds.jsonl", [*numbered_rows(3), *bad]), **changes)
+
+    def data(self, source: Source, *rewards: RewardFunction, weights: list[float] | None = None) -> Any:
+        rollouts = RewardsAlone(group_size=2, rewards=list(rewards) or None, reward_weights=weights)
+        data = MathPromptDataModule(source, prompts_per_iteration=3, iterations=2)
+        try:
+            return ready(data, subword_tokenizer(), [rollouts])
+        finally:
+            rollouts.close()
+
+    def test_golds_that_cannot_be_read_are_left_out_and_ten_are_named_in_one_line(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        data = self.data(self.source(tmp_path))
+        drawn = {problem.id for iteration in range(2) for problem in data.train_batch(iteration).problems}
+        assert drawn == {"n0", "n1", "n2"}
+        warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+        assert len(warnings) == 1
+        line = warnings[0].getMessage()
+        assert line.startswith("golds: 3 of 15 rows kept; 12 malformed: ")
+        assert line.count("the grader cannot read the gold answer") == 10
+        assert f"{tmp_path / 'golds.jsonl'}: row 4: the grader cannot read the gold answer 't(0,4]0'" in line
+
+    def test_they_can_be_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match=r"malformed: .*golds\.jsonl: row 4: .*cannot read the gold"):
+            self.data(self.source(tmp_path, malformed="refuse"))
+
+    def test_a_stream_leaves_them_out_as_it_meets_them(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        path = str(self.source(tmp_path).path)
+        data = self.data(HubSource("json", data_files=[path], streaming=True))
+        drawn = [problem.problem for iteration in range(2) for problem in data.train_batch(iteration).problems]
+        assert sorted(drawn) == sorted(2 * [row["problem"] for row in numbered_rows(3)])
+        assert len(data.train.report.malformed) >= 12
+        assert caplog.text.count("of the stream in epoch 0: the grader cannot read") == 10
+
+    def test_rewards_that_ask_no_grader_need_no_gold(self, tmp_path: Path) -> None:
+        """Nor does correctness that is only logged."""
+        for rewards, weights in (([FormatReward()], None), ([FormatReward(), CorrectnessReward()], [1.0, 0.0])):
+            source = self.source(tmp_path, malformed="refuse")
+            assert len(self.data(source, *rewards, weights=weights).train.problems()) == 15
+
+
 class TestOverlap:
     """Five training problems, of which one stands in the benchmark and one holds a run of its words."""
 
@@ -165,11 +216,13 @@ class TestOverlap:
         [("ignore", set()), ("report", set()), ("drop_exact", {"exact"}), ("drop", {"exact", "gram"})],
     )
     def test_by_option(self, tmp_path: Path, caplog: pytest.LogCaptureFixture, policy: Any, dropped: set[str]) -> None:
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
             data = ready(self.data(tmp_path, overlap=policy), subword_tokenizer())
-        drawn = {problem.id for iteration in range(2) for problem in data.train_batch(iteration).problems}
+            drawn = {problem.id for iteration in range(2) for problem in data.train_batch(iteration).problems}
         assert drawn == {"n0", "n1", "n2", "exact", "gram"} - dropped
         assert ("13-gram" in caplog.text) == (policy != "ignore")
+        assert f"training set train: file {tmp_path / 'train.jsonl'}" in caplog.text
+        assert re.search(f"training set train: {5 - len(dropped)} problems, content [0-9a-f]{{16}}", caplog.text)
 
     def test_a_stream_drops_and_cannot_be_reported_on(self, tmp_path: Path) -> None:
         benchmarks = self.data(tmp_path).benchmarks

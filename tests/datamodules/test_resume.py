@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.data.sources import HubSource, SyntheticSource
+from app.data.sources import HubSource, JsonLinesSource, SyntheticSource
 from app.errors import ConfigurationError
 from datamodules import MathPromptDataModule, SFTDataModule
 from datamodules.base import BenchmarkSettings
@@ -93,7 +93,22 @@ def test_a_streamed_source_goes_on_where_it_was(tmp_path: Path) -> None:
     assert run(streamed(), tmp_path / "a.ckpt").seen == run(streamed()).seen[3:]
 
 
-def test_other_data_than_the_checkpoint_had_is_warned_of(tmp_path: Path) -> None:
+def test_other_data_than_the_checkpoint_had_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(prompts(), callbacks=[SaveAt(tmp_path / "a.ckpt", 2)])
-    with pytest.warns(UserWarning, match=r"data\.seed is 1, the checkpoint was made with 0"):
-        run(prompts(seed=1), tmp_path / "a.ckpt")
+    run(prompts(), tmp_path / "a.ckpt")
+    assert "the checkpoint was made with" not in caplog.text
+    run(prompts(seed=1), tmp_path / "a.ckpt")
+    assert "data.seed is 1, the checkpoint was made with 0: from here on the run reads other problems" in caplog.text
+
+
+def test_a_training_set_that_has_changed_since_the_checkpoint_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def data(size: int) -> MathPromptDataModule:
+        return prompts(train=JsonLinesSource(write_json_lines(tmp_path / "a.jsonl", numbered_rows(size))))
+
+    run(data(9), callbacks=[SaveAt(tmp_path / "a.ckpt", 2)])
+    run(data(9), tmp_path / "a.ckpt")
+    assert "the checkpoint was made with" not in caplog.text
+    run(data(8), tmp_path / "a.ckpt")
+    assert "data.train has the content" in caplog.text

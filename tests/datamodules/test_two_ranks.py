@@ -16,7 +16,9 @@ from tests.datamodules.learners import Recorder, trainer
 
 
 def two_ranks(folder: Path) -> subprocess.CompletedProcess[str]:
+    unreadable = [{"id": f"bad{i}", "problem": f"bad {i}", "answer": f"t(0,4]{i}"} for i in range(3)]
     write_json_lines(folder / "train.jsonl", numbered_rows(16))
+    write_json_lines(folder / "golds.jsonl", [*numbered_rows(4), *unreadable, *numbered_rows(8)[4:]])
     return subprocess.run(
         [sys.executable, "-m", "tests.datamodules.two_ranks", str(folder)],
         cwd=PROJECT,
@@ -49,4 +51,7 @@ def test_two_ranks_share_the_batches_of_one(tmp_path: Path) -> None:
     assert [ids for rank in ranks for _, ids in rank["validated"]] == [heldout[:2], heldout[4:], heldout[2:4], []]
     streamed = [text for rank in read(tmp_path, "streamed") for _, seen in rank["seen"] for text in seen[2]]
     assert len(set(streamed)) == len(streamed) == 8
+    drawn = [text for rank in read(tmp_path, "whole") for _, seen in rank["seen"] for text in seen[2]]
+    assert sorted(drawn) == [row["problem"] for row in numbered_rows(8)]
+    assert done.stderr.count("golds: 8 of 11 rows kept; 3 malformed: ") == 1
     assert (tmp_path / "refusal.txt").read_text() == "data.prompts_per_iteration: 3 does not divide by the 2 ranks"

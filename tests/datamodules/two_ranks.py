@@ -4,16 +4,17 @@ import json
 import sys
 from pathlib import Path
 
-from app.data.sources import HubSource, SyntheticSource
+from app.data.sources import HubSource, JsonLinesSource, SyntheticSource
 from app.errors import ConfigurationError
 from datamodules import MathPromptDataModule
 from datamodules.base import BenchmarkSettings
-from tests.datamodules.learners import Recorder, trainer
+from tests.datamodules.learners import Recorder, RewardsAlone, trainer
 
 
 def main(folder: Path) -> None:
     streamed = HubSource("json", data_files=[str(folder / "train.jsonl")], streaming=True, shuffle_buffer=3)
-    for name, source in (("synthetic", SyntheticSource()), ("streamed", streamed)):
+    whole = JsonLinesSource(str(folder / "golds.jsonl"))
+    for name, source in (("synthetic", SyntheticSource()), ("streamed", streamed), ("whole", whole)):
         module = Recorder()
         data = MathPromptDataModule(
             source,
@@ -22,7 +23,7 @@ def main(folder: Path) -> None:
             iterations=2,
             benchmark_batch_size=2,
         )
-        owner = trainer(devices=2, strategy="ddp")
+        owner = trainer([RewardsAlone(group_size=2)], devices=2, strategy="ddp")
         owner.fit(module, data)
         validated = [
             [batch.first_index, [problem.id for problem in batch.problems]] for _, _, batch in module.validated

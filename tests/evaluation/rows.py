@@ -21,6 +21,7 @@ def make_row(problem: int | str, index: int = 0, correct: bool = True, **changes
         "n_tokens": 7,
         "finish_reason": "stop",
         "seed": 11,
+        "grader": "now",
     }
     return Sample(**(cells | changes))
 

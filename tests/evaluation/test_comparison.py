@@ -1,3 +1,4 @@
+import json
 import math
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from app.errors import ConfigurationError
 from app.evaluation.comparison import compare, format_comparison, main
 from app.evaluation.metrics import macro_average, summarise
-from app.evaluation.results import hash_problems, write_results
+from app.evaluation.results import hash_problems, read_results, write_results
 from app.evaluation.samples import Sample, SampleLog, merge_samples
 from tests.evaluation.rows import make_row, random_rows
 
@@ -81,6 +82,17 @@ def test_command_prints_the_table(tmp_path):
     assert lines[7].split()[:5] == ["macro", "average", "16.7", "33.3", "16.7"]
     assert lines[8:] == ["toy, newly right: 1"]
     assert done.stdout == f"A: {first}\nB: {second}\n\n{format_comparison(compare(first, second))}\n"
+
+
+def test_different_graders_are_told(tmp_path, capsys):
+    first, second = (evaluate(tmp_path / name, greedy([True])) for name in "ab")
+    results = read_results(second)
+    results["versions"]["grader"] = "0123456789abcdef"
+    (second / "results.json").write_text(json.dumps(results))
+    assert main([str(first), str(second)]) == 0
+    note = capsys.readouterr().out.splitlines()[2]
+    assert note.startswith("note: A and B were graded by different graders, ")
+    assert "and 0123456789abcdef" in note
 
 
 def test_one_benchmark_by_name(tmp_path, capsys):

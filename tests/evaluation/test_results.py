@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from app.data.problems import Problem
 from app.errors import ConfigurationError
+from app.evaluation.grader_version import grader_version
 from app.evaluation.metrics import macro_average, summarise
 from app.evaluation.results import (
     fingerprint,
@@ -41,7 +42,8 @@ def test_results_hold_scores_settings_versions_and_hashes(tmp_path):
     assert content["model_hash"] == "model"
     assert content["versions"]["python"] == python_version()
     assert content["versions"]["torch"] == version("torch")
-    assert set(content["versions"]) >= {"transformers", "vllm", "math-verify"}
+    assert set(content["versions"]) >= {"transformers", "vllm", "math-verify", "sympy"}
+    assert content["versions"]["grader"] == grader_version()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.json"]
 
 

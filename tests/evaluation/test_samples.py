@@ -3,13 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from app.errors import ConfigurationError
 from app.evaluation.metrics import summarise
-from app.evaluation.samples import SampleLog, merge_samples, read_samples
+from app.evaluation.samples import SampleLog, merge_samples, read_samples, regrade_samples
 from tests.evaluation.rows import make_row, random_rows
 
 HASH = "0123456789abcdef"
@@ -136,6 +137,29 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path, merged):
     with pytest.raises(ConfigurationError, match=r"row 1: made with other settings .* another output folder"):
         SampleLog(tmp_path, "toy", "fedcba9876543210", samples=1)
     assert SampleLog(tmp_path, "toy", HASH, samples=1).done == {"a"}
+
+
+def test_samples_of_another_grader_get_new_verdicts_and_keep_their_completions(tmp_path):
+    def new_verdicts(rows):
+        asked.extend(rows)
+        return [replace(row, correct=False, grader="now") for row in rows]
+
+    asked = []
+    old = [make_row(key, index, grader="before") for key in "ab" for index in range(2)]
+    write(tmp_path, [*old[:2], make_row("c", 0), make_row("c", 1), *old[2:3]])  # b is not complete
+    write(tmp_path, old[2:], rank=1)
+    assert regrade_samples(tmp_path, "toy", HASH, 2, "now", new_verdicts) == 4
+    assert asked == old
+    assert SampleLog(tmp_path, "toy", HASH, samples=2).done == {"a", "b", "c"}
+    merged = merge_samples(tmp_path, "toy", HASH, 2, ["a", "b", "c"])
+    assert [row.correct for row in merged] == [False] * 4 + [True] * 2
+    assert [replace(row, correct=True, grader="before") for row in merged[:4]] == old
+    content = (tmp_path / "samples" / "toy.jsonl").read_bytes()
+    assert regrade_samples(tmp_path, "toy", HASH, 2, "now", new_verdicts) == 0
+    assert (tmp_path / "samples" / "toy.jsonl").read_bytes() == content
+    assert regrade_samples(tmp_path, "toy", HASH, 2, "later", new_verdicts) == 6  # the merged file too
+    with pytest.raises(ConfigurationError, match="made with other settings"):
+        regrade_samples(tmp_path, "toy", "fedcba9876543210", 2, "now", new_verdicts)
 
 
 def test_benchmarks_in_one_folder_keep_apart(tmp_path):
