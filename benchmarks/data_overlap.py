@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _problems(name: str, folder: str | None) -> list[Problem]:
-    return RegisteredSource(name, folder=folder).problems()
+    source = RegisteredSource(name, folder=folder)
+    problems = source.problems()
+    if not source.report.is_clean:
+        print(source.report.summary(), file=sys.stderr)
+    return problems
 
 
 if __name__ == "__main__":

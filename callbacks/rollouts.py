@@ -265,8 +265,8 @@ class RolloutCallback(Callback):
         if not self._tied_reported and len(tied_groups(rollout)) == len(rollout.completions):
             self._tied_reported = True
             log.warning(
-                "iteration %d: the completions of every prompt earned the same reward (mean %.3g), so there is nothing to "
-                "learn from and the weights stay as they are. The run goes on; watch frac_reward_zero_std and "
+                "iteration %d: the completions of every prompt earned the same reward (mean %.3g), so there is nothing "
+                "to learn from and the weights stay as they are. The run goes on; watch frac_reward_zero_std and "
                 "updates/skipped.",
                 rollout.batch.iteration + 1,
                 sum(rollout.rewards) / len(rollout.rewards),
