@@ -54,6 +54,15 @@ class Numeral:
 
 
 @dataclass(frozen=True, slots=True)
+class Congruence:
+    """A residue class: ``name`` (None where none is written) is congruent to ``residue``."""
+
+    name: Node | None
+    residue: Node
+    modulus: Node
+
+
+@dataclass(frozen=True, slots=True)
 class Clock:
     """A time of day; ``half`` is "am", "pm" or empty."""
 
@@ -116,4 +125,17 @@ class Relation:
     signs: tuple[str, ...]
 
 
-Answer = Scalar | Words | Numeral | Clock | Ratio | Members | Bracketed | SetOperation | NamedSet | Matrix | Relation
+Answer = (
+    Scalar
+    | Words
+    | Numeral
+    | Congruence
+    | Clock
+    | Ratio
+    | Members
+    | Bracketed
+    | SetOperation
+    | NamedSet
+    | Matrix
+    | Relation
+)

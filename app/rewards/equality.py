@@ -9,6 +9,7 @@ from app.rewards.answer_types import (
     Answer,
     Bracketed,
     Clock,
+    Congruence,
     Matrix,
     Members,
     NamedSet,
@@ -22,7 +23,7 @@ from app.rewards.answer_types import (
 )
 from app.rewards.identity import contains, identical, real_value
 from app.rewards.numeric import exact_value
-from app.rewards.relations import equal_relations
+from app.rewards.relations import equal_relations, named_apart
 from app.rewards.sets import equal_regions, is_region
 
 #: Two decimals, or a decimal and an exact number, are equal within this relative difference.
@@ -71,6 +72,8 @@ class _Equality:
         if gold.unit is None and self.options.unit:
             gold = replace(gold, unit=self.options.unit)
         if gold.unit and answer.unit and gold.unit != answer.unit:
+            return False
+        if (gold.percent and answer.unit) or (answer.percent and gold.unit):
             return False
         if gold.percent or answer.percent:
             return self.percentages(gold, answer)
@@ -129,6 +132,8 @@ class _Equality:
         return True
 
     def members(self, gold: Members, answer: Members) -> bool:
+        if named_apart(gold) != named_apart(answer):
+            return self.in_order(gold.items, answer.items)
         if gold.kind == answer.kind == "list":
             return self.any_order(gold.items, answer.items)
         return self.any_order(self.distinct(gold.items), self.distinct(answer.items))
@@ -149,11 +154,10 @@ class _Equality:
         return _same_end(gold.left, answer.left, low) and _same_end(gold.right, answer.right, high)
 
     def bracket_and_list(self, gold: Answer, answer: Answer) -> bool:
-        """A point may be written without its brackets; what is then in order may not be out of order."""
-        if {gold.kind if isinstance(gold, Members) else "", answer.kind if isinstance(answer, Members) else ""} & {
-            "set"
-        }:
-            return False
+        """A point may be written without its brackets, in order, or with braces around it, as a set of one."""
+        if any(isinstance(side, Members) and side.kind == "set" for side in (gold, answer)):
+            first, second = (side if isinstance(side, Bracketed) else _only_member(side) for side in (gold, answer))
+            return isinstance(first, Bracketed) and isinstance(second, Bracketed) and self.brackets(first, second)
         assert isinstance(gold, Members | Bracketed)
         assert isinstance(answer, Members | Bracketed)
         return self.in_order(gold.items, answer.items)
@@ -191,6 +195,21 @@ class _Equality:
     def numerals(self, gold: Numeral, answer: Numeral) -> bool:
         return gold == answer
 
+    def congruences(self, gold: Congruence, answer: Congruence) -> bool:
+        """Of one modulus, residues that differ by a multiple of it; a name may be left out."""
+        if gold.name and answer.name and not identical(gold.name, answer.name):
+            return False
+        if not identical(gold.modulus, answer.modulus):
+            return False
+        values = exact_value(gold.modulus), exact_value(gold.residue), exact_value(answer.residue)
+        if values[0] and values[1] is not None and values[2] is not None:
+            return (values[1] - values[2]) % values[0] == 0
+        return identical(gold.residue, answer.residue)
+
+    def residue(self, gold: Scalar, answer: Congruence) -> bool:
+        """A remainder that was asked for may be written with its modulus; not the other way round."""
+        return identical(gold.node, answer.residue)
+
     def numeral_and_digits(self, gold: Answer, answer: Answer) -> bool:
         """The base may be left out where the gold answer states it; base 10 is the usual notation."""
         numeral, scalar = (gold, answer) if isinstance(gold, Numeral) else (answer, gold)
@@ -226,6 +245,8 @@ _RULES: dict[tuple[type, type], Callable[[_Equality, Any, Any], bool]] = {
     (Ratio, Ratio): _Equality.ratios,
     (Ratio, Scalar): _Equality.ratio_and_quotient,
     (Scalar, Ratio): _Equality.ratio_and_quotient,
+    (Congruence, Congruence): _Equality.congruences,
+    (Scalar, Congruence): _Equality.residue,
     (Numeral, Numeral): _Equality.numerals,
     (Numeral, Scalar): _Equality.numeral_and_digits,
     (Scalar, Numeral): _Equality.numeral_and_digits,

@@ -4,15 +4,15 @@ Implicit products, mixed numbers, TeX's unbraced arguments and functions without
 not fully understood raises :class:`UnreadableError`: no part of an answer is ever dropped.
 """
 
-from collections.abc import Callable
-from fractions import Fraction
-
 from app.rewards.answer_types import Node, number
+from app.rewards.differentials import mark_differentials
 from app.rewards.lexer import Token, UnreadableError, expand_words
+from app.rewards.numerals import NumeralParser
+from app.rewards.numeric import free_symbols
+from app.rewards.splitting import closing_index
 from app.rewards.vocabulary import FUNCTIONS, GREEK, names
 
-#: Bounds on the depth of the parser's recursion and of the tree, which later steps walk recursively.
-MAX_DEPTH = 60
+#: Bound on the size of a tree, which later steps walk recursively.
 MAX_TOKENS = 300
 
 _DECORATIONS = names("overline bar tilde dot ddot hat widehat widetilde check acute grave breve")
@@ -20,11 +20,14 @@ _CLOSERS = {"(": ")", "[": "]", "{": "}", "⌊": "⌋", "⌈": "⌉", "\\{": "\\
 _WRAPPERS = {"⌊": "floor", "⌈": "ceil"}
 _APPLIED = frozenset("fghFGH")
 _PRODUCT_SIGNS = frozenset(("times", "cdot"))
+_SERIES = names("sum prod")
+#: Letters that stand for a number, so that brackets after them hold a factor.
+_NUMBERS = names("e i")
 
 
 def parse_expression(tokens: list[Token]) -> Node:
     """The tree of all the tokens; :class:`UnreadableError` where they are no expression."""
-    expanded = expand_words(tokens)
+    expanded = mark_differentials(expand_words(tokens))
     if len(expanded) > MAX_TOKENS:
         raise UnreadableError("too long")
     parser = _Parser(expanded)
@@ -34,40 +37,10 @@ def parse_expression(tokens: list[Token]) -> Node:
     return tree
 
 
-class _Parser:
+class _Parser(NumeralParser):
     def __init__(self, tokens: list[Token]) -> None:
-        self.tokens = tokens
-        self.position = 0
-        self.depth = 0
+        super().__init__(tokens)
         self.open_bars = 0
-
-    def peek(self, ahead: int = 0) -> Token | None:
-        index = self.position + ahead
-        return self.tokens[index] if index < len(self.tokens) else None
-
-    def at(self, *values: str, kind: str = "char") -> bool:
-        token = self.peek()
-        return token is not None and token.kind == kind and token.value in values
-
-    def next(self) -> Token:
-        token = self.peek()
-        if token is None:
-            raise UnreadableError("ends too early")
-        self.position += 1
-        return token
-
-    def expect(self, value: str) -> None:
-        if not self.at(value):
-            raise UnreadableError(f"{value!r} is missing")
-        self.position += 1
-
-    def deeper(self, rule: Callable[[], Node]) -> Node:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise UnreadableError("nested too deeply")
-        node = rule()
-        self.depth -= 1
-        return node
 
     def sum(self) -> Node:
         node = self.deeper(self.product)
@@ -83,6 +56,9 @@ class _Parser:
             if self.at("*") or self.at(*_PRODUCT_SIGNS, kind="command"):
                 self.next()
                 node = Node("mul", (node, self.signed()))
+            elif self.at("cross", kind="command"):  # does not commute
+                self.next()
+                node = Node("apply", (node, self.signed()), "×")
             elif self.at("/", ":") or self.at("div", kind="command"):
                 self.next()
                 node = Node("div", (node, self.signed()))
@@ -103,8 +79,10 @@ class _Parser:
     def starts_factor(self) -> bool:
         """Whether a factor follows without a sign; two numbers side by side are no product."""
         token = self.peek()
-        if token is None or (token.kind == "number" and self.tokens[self.position - 1].kind == "number"):
+        if token is None:
             return False
+        if token.kind == "number" and self.tokens[self.position - 1].kind == "number":
+            return self.position > 1 and self.tokens[self.position - 2].value == "_"  # N_0 2^{-t}
         if token.kind in ("number", "word"):
             return True
         if token.kind == "command":
@@ -175,79 +153,6 @@ class _Parser:
         self.open_bars = bars
         return Node("fn", (node,), "abs")
 
-    def numeral(self, token: Token) -> Node:
-        value = token.number()
-        if self.at("overline", kind="command"):
-            return self.repeating(token)
-        if not token.decimal and value.denominator == 1:
-            fraction = self.mixed_part()
-            if fraction is not None:
-                return number(value + fraction)
-        return Node("dec" if token.decimal else "num", value=value)
-
-    def repeating(self, token: Token) -> Node:
-        """A decimal with a bar over its period: 0.1\\overline{6}."""
-        digits = [each.value for each in self.tokens[self.position + 1 : self.position + 4]]
-        places = len(token.value.partition(".")[2])
-        if "." not in token.value or len(digits) < 3 or not digits[1].isdigit():
-            raise UnreadableError("a bar over something other than a period")
-        self.position += 4
-        period = Fraction(int(digits[1]), 10 ** len(digits[1]) - 1)
-        return number(token.number() + period / 10**places)
-
-    def mixed_part(self) -> Fraction | None:
-        """The fraction of a mixed number, such as ``1\\frac{4}{5}`` or ``1 4/5``; None where none follows."""
-        start = self.position
-        if self.at("frac", kind="command"):
-            self.next()
-            parts = [self.literal_argument(), self.literal_argument()]
-        elif (plain := self.plain_fraction()) is not None:
-            parts = list(plain)
-        else:
-            return None
-        top, bottom = parts
-        if top is None or bottom is None or not 0 < top < bottom:
-            self.position = start
-            return None
-        return Fraction(top, bottom)
-
-    def plain_fraction(self) -> tuple[int, int] | None:
-        window = self.tokens[self.position : self.position + 3]
-        shape = [token.kind for token in window] == ["number", "char", "number"]
-        if not shape or window[1].value != "/" or not window[0].spaced:
-            return None
-        if not (window[0].value.isdigit() and window[2].value.isdigit()):
-            return None
-        self.position += 3
-        return int(window[0].value), int(window[2].value)
-
-    def literal_argument(self) -> int | None:
-        """A braced or bare argument that is a plain whole number; otherwise None, with the position undefined."""
-        braced = self.at("{")
-        self.position += braced
-        token = self.peek()
-        if token is None or token.kind != "number" or not token.value.isdigit():
-            return None
-        if not braced:
-            return int(self.split_digit())
-        self.position += 1
-        if not self.at("}"):
-            return None
-        self.position += 1
-        return int(token.value)
-
-    def split_digit(self) -> str:
-        """TeX's unbraced argument: one digit of a number; what is left of the number stays."""
-        token = self.next()
-        if not token.value[0].isdigit() or token.decimal:
-            raise UnreadableError("a decimal number without braces")
-        if len(token.value) > 1:
-            self.position -= 1
-            rest = token.value[1:]
-            self.tokens = [*self.tokens]
-            self.tokens[self.position] = Token("number", rest)
-        return token.value[0]
-
     def argument(self) -> Node:
         """The argument of a TeX command: a braced group or a single token."""
         token = self.peek()
@@ -269,10 +174,32 @@ class _Parser:
             else:
                 break
         name += "'" * primes
-        if name[0] in _APPLIED and self.at("(") and not self.tokens[self.position].spaced:
+        if self.at("(") and self.is_application(name):
             self.next()
-            return Node("apply", self.arguments(")"), name)
+            arguments = self.arguments(")")
+            if name == "C" and len(arguments) == 2:
+                return Node("fn", arguments, "binomial")
+            return Node("apply", arguments, name)
         return Node("sym", value=name)
+
+    def is_application(self, name: str) -> bool:
+        """Whether the brackets that follow a letter hold an argument: after f, g, h always; after other letters
+        where they hold one number or letter (``I(0)``, ``x(t)``), or several with commas between. A number with an
+        exponent after the brackets, as in ``n(-1)^n``, is a factor."""
+        if name in _NUMBERS or (self.tokens[self.position].spaced and self.tokens[self.position - 1].kind == "word"):
+            return False
+        if name[0] in _APPLIED:
+            return True
+        end = self.position + closing_index(self.tokens[self.position :])
+        inside = self.tokens[self.position + 1 : end]
+        if any(token.kind == "char" and token.value == "," for token in inside):
+            return True
+        if inside and inside[0].value in ("+", "-"):
+            inside = inside[1:]
+        raised = [token.value for token in self.tokens[end + 1 : end + 2]] == ["^"]
+        if len(inside) != 1 or (inside[0].kind == "number" and raised and inside[0].value.strip("0.")):
+            return False
+        return inside[0].kind != "char"
 
     def at_prime_group(self) -> bool:
         window = [token.value for token in self.tokens[self.position : self.position + 3]]
@@ -318,6 +245,8 @@ class _Parser:
             return Node("fn", (top, self.argument()), "binomial")
         if name == "sqrt":
             return self.root()
+        if name in _SERIES:
+            return self.series(name)
         if name in FUNCTIONS:
             return self.function(name)
         if name in _DECORATIONS:
@@ -338,6 +267,36 @@ class _Parser:
         # a model that leaves the braces out means the whole number: sqrt 12
         bare = token is not None and token.kind == "number"
         return Node("root", (degree, self.deeper(self.atom if bare else self.argument)))
+
+    def series(self, name: str) -> Node:
+        """A sum or product over a named index; where it is infinite, of numbers. Others are for math-verify."""
+        limits = {}
+        while self.at("_", "^"):
+            sign = self.next().value
+            limits[sign] = self.index_and_start() if sign == "_" else (None, self.argument_in_full())
+        if limits.keys() != {"_", "^"}:
+            raise UnreadableError("a sum without limits")
+        (index, low), (_, high) = limits["_"], limits["^"]
+        body = self.deeper(self.product)
+        series = Node(name, (low, high, _with_terms(body, str(index))), index)
+        if high.value == "∞" and (name == "prod" or free_symbols(series)):
+            raise UnreadableError("an infinite product, or an infinite sum with variables")
+        return series
+
+    def index_and_start(self) -> tuple[str, Node]:
+        """``{k=1}``"""
+        self.expect("{")
+        index = self.next()
+        if index.kind != "word" or not self.at("=", kind="relation"):
+            raise UnreadableError("a sum over something else than an index")
+        self.next()
+        low = self.deeper(self.sum)
+        self.expect("}")
+        return index.value, low
+
+    def argument_in_full(self) -> Node:
+        """An argument whose digits are not split: ``^10`` after a sum means ten."""
+        return self.deeper(self.atom if self.number_next() else self.argument)
 
     def decorated(self, name: str) -> Node:
         node = self.argument()
@@ -386,6 +345,18 @@ class _Parser:
                 break
             node = Node("mul", (node, self.power()))
         return node
+
+
+def _with_terms(node: Node, index: str) -> Node:
+    """The terms of a sum with ``a_k`` as an unknown function of the index."""
+    if node.op == "sym":
+        letter, _, subscript = str(node.value).partition("_")
+        if subscript == index:
+            return Node("apply", (Node("sym", value=index),), f"{letter}_")
+        if index in subscript:
+            raise UnreadableError("a term with a composed subscript")
+        return node
+    return Node(node.op, tuple(_with_terms(each, index) for each in node.args), node.value)
 
 
 def _letters(node: Node) -> str:

@@ -2,30 +2,24 @@
 
 Rational numbers are compared exactly. Everything else is evaluated with many digits, symbols at random points: two
 expressions built from analytic functions that agree at several random points to 40 digits are identical, and a single
-point where they differ proves that they are not. No simplification can run away, and nothing rests on one's success.
+point where they differ proves that they are not. A point counts only where every function of real numbers is real
+(the other branches of roots and logarithms are nobody's meaning), so points are drawn until enough of them count. No
+simplification can run away, and nothing rests on one's success.
 """
 
-from collections.abc import Iterator, Sequence
-from random import Random
+from itertools import islice
 from typing import Any
 
 from app.rewards.answer_types import Node
-from app.rewards.numeric import Evaluator, UndecidableError, exact_value
+from app.rewards.numeric import Evaluator, UndecidableError, exact_value, free_symbols
+from app.rewards.sampling import BASIC_POINTS, has_steps, random_points, whole_names
 
 DIGITS = 60
 MAX_DIGITS = 13_000
+#: The same for a point, of which there are many.
+MAX_POINT_DIGITS = 1500
 _GUARD = 15
-_POINTS = 10
-_CONSTANTS = frozenset(("π", "e", "i", "∞"))
-_DISCRETE = frozenset(("floor", "ceil", "factorial", "factorial2", "binomial", "gcd", "lcm"))
-_INTEGER_NAMES = frozenset("nkmNMKr")
-
-
-def free_symbols(node: Node) -> set[str]:
-    """The names of the variables; constants such as π are not among them."""
-    if node.op == "sym":
-        return set() if node.value in _CONSTANTS else {str(node.value)}
-    return set().union(*(free_symbols(each) for each in node.args))
+_ENOUGH = 2
 
 
 def contains(node: Node, names: frozenset[str]) -> bool:
@@ -82,29 +76,30 @@ def substitute(node: Node, old: str, new: str) -> Node:
     """The expression with another name for one of its variables."""
     if node.op == "sym" and node.value == old:
         return Node("sym", value=new)
+    if node.op in ("sum", "prod") and node.value == old:  # within the sum it is the index
+        low, high, body = node.args
+        return Node(node.op, (substitute(low, old, new), substitute(high, old, new), body), node.value)
     return Node(node.op, tuple(substitute(each, old, new) for each in node.args), node.value)
 
 
 def _agree(a: Node, b: Node, log_base: int | None) -> bool:
-    names = sorted(free_symbols(a) | free_symbols(b))
+    """Agreement wherever both are real, at two points or more. Where they are so nowhere, as complex numbers."""
+    names = free_symbols(a) | free_symbols(b)
     if not names:
-        return _equal_at(a, b, {}, log_base) is True
+        return _equal_at(a, b, {}, log_base)[0] is True
     if free_symbols(a) != free_symbols(b) and not _may_cancel(a, b):
         return False
-    verdicts = []
-    for point in _points(names, _is_discrete(a) or _is_discrete(b)):
-        verdict = _equal_at(a, b, point, log_base)
-        if verdict is False:
+    inside, outside = 0, []
+    points = random_points(names, whole_names(a) | whole_names(b), has_steps(a) or has_steps(b))
+    for index, point in enumerate(points):
+        if index >= BASIC_POINTS and inside >= _ENOUGH:
+            break
+        verdict, real = _equal_at(a, b, point, log_base)
+        if real and verdict is False:
             return False
-        verdicts.append(verdict)
-    return verdicts.count(True) >= 2
-
-
-def _is_discrete(node: Node) -> bool:
-    """Whether whole numbers are meant for what occurs: floors, factorials, powers of a negative number."""
-    if node.op == "pow" and free_symbols(node.args[1]) and (exact_value(node.args[0]) or 0) < 0:
-        return True
-    return (node.op == "fn" and node.value in _DISCRETE) or any(map(_is_discrete, node.args))
+        inside += real and verdict is True
+        outside += [] if real or verdict is None else [verdict]
+    return inside >= _ENOUGH or (inside == 0 and len(outside) >= _ENOUGH and all(outside))
 
 
 def _may_cancel(a: Node, b: Node) -> bool:
@@ -117,37 +112,25 @@ def _count(node: Node, name: str) -> int:
     return (node.op == "sym" and node.value == name) + sum(_count(each, name) for each in node.args)
 
 
-def _points(names: Sequence[str], discrete: bool) -> Iterator[dict[str, Any]]:
-    """Assignments: half of them positive, half of any sign; whole numbers where floors and factorials ask for it."""
-    from mpmath import mp
-
-    random = Random(20_500_194)
-    for index in range(_POINTS):
-        point = {}
-        for name in names:
-            if discrete and name[0] in _INTEGER_NAMES:
-                point[name] = mp.mpf(random.randint(2, 25))
-                continue
-            size = mp.mpf(random.randint(200, 3000)) / 1009
-            point[name] = -size if index % 2 and random.random() < 0.6 else size
-        yield point
-
-
-def _equal_at(a: Node, b: Node, point: dict[str, Any], log_base: int | None) -> bool | None:
-    """Whether the values agree at a point; None where they cannot be told there."""
-    digits, needed = 0, DIGITS
-    equal: bool | None = None
-    while digits < needed <= MAX_DIGITS:
+def _equal_at(a: Node, b: Node, point: dict[str, Any], log_base: int | None) -> tuple[bool | None, bool]:
+    """Whether the values agree at a point, None where they cannot be told there; and whether both are real there,
+    or complex by an imaginary unit that is written."""
+    digits, needed, limit = 0, DIGITS, MAX_POINT_DIGITS if point else MAX_DIGITS
+    equal, real = None, False
+    while digits < needed <= limit:
         digits = needed
         try:
-            equal, needed = _compare(a, b, point, log_base, digits)
+            equal, real, needed = _compare(a, b, point, log_base, digits)
         except UndecidableError:
-            return None
-    return equal if needed <= digits else None
+            return None, False
+    return equal if needed <= digits else None, real
 
 
-def _compare(a: Node, b: Node, point: dict[str, Any], log_base: int | None, digits: int) -> tuple[bool | None, int]:
-    """Agreement at ``digits`` digits, and how many digits a trustworthy answer needs.
+def _compare(
+    a: Node, b: Node, point: dict[str, Any], log_base: int | None, digits: int
+) -> tuple[bool | None, bool, int]:
+    """Agreement at ``digits`` digits, whether it is one of real numbers, and the digits that a trustworthy answer
+    needs.
 
     The error of a value is judged by the largest intermediate value. A difference above it is final; agreement is
     final with digits enough to see a term of the size of 1, or of the values where they are smaller.
@@ -158,27 +141,28 @@ def _compare(a: Node, b: Node, point: dict[str, Any], log_base: int | None, digi
         evaluate = Evaluator(mp, point, log_base)
         x, y = evaluate(a), evaluate(b)
         noise = evaluate.scale * mp.mpf(10) ** (_GUARD - digits)
-        if point and (abs(mp.im(x)) > noise) != (abs(mp.im(y)) > noise):
-            return None, digits
+        real = not evaluate.left_reals
         if abs(x - y) > noise:
-            return False, digits
+            return False, real, digits
         above, size = int(mp.log10(evaluate.scale)), max(abs(x), abs(y))
         if size <= noise:  # perhaps zero, perhaps only small
-            return True, max(5 * DIGITS, DIGITS + 2 * above)
-        return True, DIGITS + above + max(0, -int(mp.log10(size)))
+            return True, real, max(5 * DIGITS, DIGITS + 2 * above)
+        return True, real, DIGITS + above + max(0, -int(mp.log10(size)))
 
 
 def constant_ratio(a: Node, b: Node) -> bool:
     """Whether ``a`` is a constant other than 0 times ``b``."""
     from mpmath import mp
 
-    names = sorted(free_symbols(a) | free_symbols(b))
-    ratios = []
-    for point in _points(names, False):
+    ratios: list[Any] = []
+    for point in islice(random_points(free_symbols(a) | free_symbols(b), frozenset()), BASIC_POINTS):
+        evaluate = Evaluator(mp, point)
         try:
             with mp.workdps(DIGITS):
-                values = Evaluator(mp, point)(a), Evaluator(mp, point)(b)
+                values = evaluate(a), evaluate(b)
         except UndecidableError:
+            continue
+        if evaluate.left_reals:
             continue
         tiny = mp.mpf(10) ** (_GUARD - DIGITS)
         if min(map(abs, values)) < tiny:

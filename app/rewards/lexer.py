@@ -14,7 +14,7 @@ _COMMA_GROUPS = r"\d{1,3}(?:,\d{3})+(?!\d)"
 _EXPONENT = r"(?:\s?[eE][+-]?\d+(?![\d.]))?"
 _DECIMALS = rf"(?:\.\d*)?{_EXPONENT}"
 _REST = (
-    r"|(?P<text>\\text\s*\{)|\\(?P<command>[A-Za-z]+)|\\(?P<escaped>[{}%|#&_])|(?P<word>[A-Za-z]+)"
+    r"|(?P<text>\\text\s*\{)|\\(?P<command>[A-Za-z]+)|\\(?P<escaped>[{}%|#&_])|(?P<word>[A-Za-zÅ]+)"
     rf"|(?P<currency>[{_CURRENCY_SIGNS}])|(?P<space>\s+)|(?P<power>\*\*)"
     r"|(?P<relation><=|>=|!=|==|<>|=<)|(?P<char>.)"
 )

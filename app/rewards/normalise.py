@@ -7,7 +7,7 @@ other than ``\\text{…}``, and one command where LaTeX has several.
 import re
 import unicodedata
 
-from app.rewards.vocabulary import DISCARDED_ARGUMENT, DROPPED, FONTS, SYMBOLS, SYNONYMS, TEXT
+from app.rewards.vocabulary import BEFORE_DELIMITERS, DISCARDED_ARGUMENT, DROPPED, FONTS, SYMBOLS, SYNONYMS, TEXT
 
 #: Stands for a thousands separator that cannot be a comma of a list (``{,}`` and ``,\!``).
 GROUP_MARK = "\ue000"
@@ -29,6 +29,12 @@ _COMMAND = re.compile(r"\\([A-Za-z]+)\*?\s*")
 _SPACE_COMMAND = re.compile(r"\\[,;:> \n\t]|~")
 _ALIGNED = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|align\*|equation|equation\*|split|gathered|center)\}")
 _ROMAN = re.compile(r"\\mathrm\s*\{([^{}]*)\}")
+_UNIT_LETTERS = "msghLNJWVKACFTHÅ"
+_ENDS_IN_NUMBER = re.compile(
+    r"(?:(?<![\w^_.])(?<![\^_]\{)\d[\d.,]*|10\s*\^\s*\{?\s*-?\d+\s*\}?|\}\s*\{\s*\d+\s*\}|\d[\s~]*\\mu|\\(?:text|mathrm)\s*\{[^{}]*\})[\s~]*$"
+)
+_VECTOR = r"\\(?:vec|mathbf|boldsymbol|bm|hat)\s*\{?\s*[A-Za-z]\s*\}?(?:_\{?\w\}?)?"
+_CROSS = re.compile(rf"(?<=\W)({_VECTOR}\s*)\\times(?=\s*{_VECTOR})")
 _DEGREE = re.compile(
     r"(?:\{\s*\})?\^\s*\{\s*\\(?:circ|degree)(?![A-Za-z])\s*\}|(?:\{\s*\})?\^\s*\\(?:circ|degree)(?![A-Za-z])"
 )
@@ -39,8 +45,16 @@ _ENVIRONMENT_ROW = re.compile(r"matrix|array|cases")
 
 _REWRITES = [
     (_TEXT_NUMBER, r"\1"),
+    (re.compile(r"\\text\s*\{\s*(?:minus|negative)\s*\}\s*(?=[\d\\])"), "-"),
     (re.compile(r"\\text\s*\{\s*([-+]?\d[\d.,]*)\s+([^{}]*)\}"), r"\1 \\text{\2}"),  # \text{17 students}
     (re.compile(r"\\frac\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}"), r"\\text{\1/\2}"),
+    # (mod 3), \bmod 3 and \text{ mod } 3 as \pmod 3
+    (re.compile(r"\(\s*(?:\\text\s*\{\s*mod\s*\}|\\mod|mod(?=[\s\d]))\s*([^()]*)\)"), r"\\pmod \1"),
+    (re.compile(r"\\text\s*\{\s*\(?\s*mod(?:ulo)?\s*(\w*)\s*\)?\s*\}|\bmod(?=\s+\d)"), r"\\pmod \1"),
+    # ]a,b[ as (a,b)
+    (re.compile(r"(^|\\(?:cup|cap|in|setminus) |[={])\s*\]([^][,]*,[^][]*)(?=[][])"), r"\1(\2"),
+    (re.compile(r"([(\[][^][,()]*,[^][()]*)\["), r"\1)"),
+    (re.compile(r"(?<=\d)\s*[xX]\s*10\s?(?=\^)"), r"\\times 10"),
     (re.compile(r"\{([^{}]*)\\choose\s([^{}]*)\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"(\d*\.\d{0,20}?)(\d)\2\2\d{0,20}(?:\.\.\.|\s*\\[lc]?dots\s?)"), r"\1\\overline{\2}"),
     (re.compile(r"(?<=[.\d])\\dot\s*\{(\d)\}"), r"\\overline{\1}"),
@@ -59,6 +73,7 @@ def normalise(text: str) -> str:
 
 def _plain_characters(text: str) -> str:
     """Unicode signs as LaTeX, compatibility forms as plain characters, invisible characters removed."""
+    text = re.sub(r"\\(?:AA|angstrom)(?![A-Za-z])", "Å", text)
     text = _RAISED_FRACTION.sub(_raised_fraction, _VULGAR.sub(_vulgar_fraction, text))
     text = _RAISED.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}", text)
     text = _LOWERED.sub(lambda match: f"_{{{match[0].translate(_SUBSCRIPTS)}}}", text)
@@ -108,7 +123,8 @@ def _delimiters(text: str) -> str:
 
 def _latex_synonyms(text: str) -> str:
     """One command where LaTeX has several; fonts and sizes removed."""
-    text = _ROMAN.sub(_roman, text)
+    text = re.sub(r"\\rm\s*\{", r"\\mathrm{", re.sub(r"\{\s*\\rm\s+([^{}]*)\}", r"\\mathrm{\1}", text))
+    text = _CROSS.sub(r"\1\\cross ", " " + _ROMAN.sub(_roman, text))
     pieces: list[str] = []
     position = 0
     for command in _COMMAND.finditer(text):
@@ -122,11 +138,15 @@ def _latex_synonyms(text: str) -> str:
 
 
 def _roman(match: re.Match[str]) -> str:
-    """Upright single letters and digits are symbols; longer upright words are text."""
+    """Upright single letters and digits are symbols, but a unit's after a number; longer upright words are text."""
     inside = _SPACE_COMMAND.sub(" ", match[1]).strip()
     if len(inside) == 1 or inside.isdigit():
-        leading = match[1][:1] in ("~", " ", "\\")
-        return f"\\text{{{inside}}}" if leading and inside.isalpha() else f"{{{inside}}}"
+        start = match.start()
+        unit = inside in _UNIT_LETTERS and _ENDS_IN_NUMBER.search(match.string, max(start - 40, 0), start)
+        leading = match[1][:1] in ("~", " ", "\\") and inside.isalpha()
+        if leading or unit:
+            return f"\\text{{{inside}}}"
+        return " d" if inside == "d" else f"{{{inside}}}"
     return f"\\text{{{inside}}}"
 
 
@@ -140,8 +160,9 @@ def _replace_command(text: str, command: re.Match[str]) -> tuple[str, int]:
     if name in FONTS:
         return "", end
     if name in DROPPED:
-        follower = text[end : end + 1]
-        return " ", end + (1 if name in ("left", "right", "middle") and follower == "." else 0)
+        if name in BEFORE_DELIMITERS:  # no space, so that f\left(x\right) is f(x)
+            return "", end + (text[end : end + 1] == ".")
+        return " ", end
     name = SYNONYMS.get(name, name)
     if not name[0].isalpha():
         return ("\\" + name if name in "{}" else name), end

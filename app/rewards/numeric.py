@@ -12,10 +12,27 @@ MAX_BITS = 100_000
 #: Bits that the magnitude of an intermediate value may have before it counts as undecidable.
 MAX_EXPONENT = 200_000
 MAX_FACTORIAL = 10_000
+#: Terms that one evaluation adds up or multiplies.
+MAX_TERMS = 5000
+
+
+_CONSTANTS = frozenset(("π", "e", "i", "∞"))
 
 
 class UndecidableError(ValueError):
     """The value is too large, or not defined."""
+
+
+def free_symbols(node: Node) -> set[str]:
+    """The names of the variables and of unknown functions (``f()``); constants such as π and the index of a sum are
+    not among them."""
+    if node.op == "sym":
+        return set() if node.value in _CONSTANTS else {str(node.value)}
+    if node.op in ("sum", "prod"):
+        low, high, body = map(free_symbols, node.args)
+        return low | high | (body - {str(node.value)})
+    own = {f"{node.value}()"} if node.op == "apply" else set()
+    return own.union(*(free_symbols(each) for each in node.args))
 
 
 def exact_value(node: Node) -> Fraction | None:
@@ -114,6 +131,7 @@ class Evaluator:
 
     Attributes:
         scale: the largest intermediate magnitude met, which tells how many digits a difference can be trusted to.
+        left_reals: whether an operation on real numbers that a variable takes part in was not real.
     """
 
     def __init__(self, context: Any, symbols: Mapping[str, Any], log_base: int | None = None) -> None:
@@ -121,6 +139,8 @@ class Evaluator:
         self.symbols = symbols
         self.log_base = log_base
         self.scale = context.mpf(1)
+        self.left_reals = False
+        self.terms = 0
 
     def __call__(self, node: Node) -> Any:
         """The value, real or complex; :class:`UndecidableError` where it is not finite or too large."""
@@ -129,9 +149,50 @@ class Evaluator:
             value = self.mp.mpf(node.value.numerator) / node.value.denominator
         elif node.op == "sym":
             value = self._symbol(str(node.value))
+        elif node.op in ("sum", "prod"):
+            value = self._series(node)
         else:
-            value = self._operation(node, [self(each) for each in node.args])
+            args = [self(each) for each in node.args]
+            value = self._operation(node, args)
+            if self.mp.im(value) and not any(map(self.mp.im, args)) and free_symbols(node):
+                self.left_reals = True
         return self._bounded(value)
+
+    def _series(self, node: Node) -> Any:
+        """A finite sum or product term by term; an infinite one by extrapolation, which is exact to nearly all digits
+        or wrong from the first on."""
+        low = self(node.args[0])
+        if node.args[1].value == "∞":
+            return self._infinite(node, low)
+        high = self(node.args[1])
+        if not (self.mp.isint(low) and self.mp.isint(high) and low <= high + 1):
+            raise UndecidableError("limits that are no whole numbers in order")
+        self.terms += int(high - low) + 1
+        if self.terms > MAX_TERMS:
+            raise UndecidableError("too many terms")
+        total = self.mp.mpf(node.op == "prod")
+        for index in range(int(low), int(high) + 1):
+            term = self._term(node, self.mp.mpf(index))
+            total = self._bounded(total + term if node.op == "sum" else total * term)
+        return total
+
+    def _term(self, node: Node, index: Any) -> Any:
+        outer = self.symbols
+        self.symbols = {**outer, str(node.value): index}
+        value = self(node.args[2])
+        self.symbols = outer
+        return value
+
+    def _infinite(self, node: Node, low: Any) -> Any:
+        if node.op != "sum" or not self.mp.isint(low):
+            raise UndecidableError("an infinite product")
+        scale = self.scale
+        try:
+            return self.mp.nsum(lambda index: self._term(node, index), [low, self.mp.inf], method="r+s")
+        except (ZeroDivisionError, OverflowError, ValueError, self.mp.NoConvergence) as error:
+            raise UndecidableError(str(error)) from error
+        finally:  # a large n! below a fraction bar costs the sum no digits
+            self.scale = scale
 
     def _bounded(self, value: Any) -> Any:
         if not self.mp.isfinite(value) or self.mp.mag(value) > MAX_EXPONENT:
@@ -159,8 +220,8 @@ class Evaluator:
             raise UndecidableError(str(error)) from error
 
     def _unknown_function(self, name: str, args: list[Any]) -> Any:
-        """Any fixed function without special properties stands for an unknown one."""
-        phase = sum(map(ord, name)) / 7
+        """A function without special properties stands for an unknown one, at every point another."""
+        phase = sum(map(ord, name)) / 7 + self.symbols.get(f"{name}()", 0)
         return sum((self.mp.sin(x * (k + 1.3) + phase) + x * phase for k, x in enumerate(args)), self.mp.mpf(0))
 
     def _library(self, name: str) -> Callable[..., Any]:
@@ -220,6 +281,17 @@ class Evaluator:
     def _min(self, *values: Any) -> Any:
         return min(values)
 
+    def _floor(self, x: Any) -> Any:
+        return self.mp.floor(self._snapped(x))
+
+    def _ceil(self, x: Any) -> Any:
+        return self.mp.ceil(self._snapped(x))
+
+    def _snapped(self, x: Any) -> Any:
+        """A whole number in place of a value that differs from it by errors of rounding, such as log_2 8."""
+        whole = self.mp.nint(x)
+        return whole if abs(x - whole) < self.mp.mpf(10) ** (15 - self.mp.dps) * (1 + abs(x)) else x
+
     def _exp(self, x: Any) -> Any:
         if self.mp.mag(x) > 17:
             raise UndecidableError("power too large")
@@ -236,9 +308,7 @@ class Evaluator:
         return self.mp.binomial(n, k)
 
 
-_LIBRARY = {
-    name: name for name in names("sin cos tan cot sec csc sinh cosh tanh coth sech csch floor ceil erf arg re im")
-} | {
+_LIBRARY = {name: name for name in names("sin cos tan cot sec csc sinh cosh tanh coth sech csch erf arg re im")} | {
     "arcsin": "asin",
     "arccos": "acos",
     "arctan": "atan",

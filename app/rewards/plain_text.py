@@ -30,9 +30,17 @@ _CARDINALS = (
     "eighteen nineteen twenty"
 )
 _NUMBERS = {word: value for value, word in enumerate(listed(_CARDINALS))}
+_TENS = listed("twenty thirty forty fifty sixty seventy eighty ninety")
+_NUMBERS |= {word: 10 * value for value, word in enumerate(_TENS, 2)}
+_DIGIT = "|".join(listed(_CARDINALS)[1:10])
+_BELOW_HUNDRED = rf"(?:(?:{'|'.join(_TENS)})(?: (?:{_DIGIT}))?|{_CARDINALS.replace(' ', '|')})"
+_HUNDREDS = rf"((?:(?:{_DIGIT}|an?) )?hundred)(?: (?:and )?({_BELOW_HUNDRED}))?"
+_SPELLED_NUMBER = re.compile(rf"(?:{_HUNDREDS}|({_BELOW_HUNDRED}))(?: (thousand|million|billion))?")
+_POWERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
 _SYNONYMS = dict.fromkeys(("dne", "doesnotexist"), "does not exist")
 _EMPTY = frozenset(("no solution", "no solutions", "empty set", "the empty set", "empty", "no real solutions", "none"))
 _EMPTY |= {"no real solution"}
+_THERE_IS = re.compile(r"there (?:is|are|exists?) ")
 _REALS = frozenset(("all real numbers", "all reals", "real numbers", "reals", "every real number", "any real number"))
 
 
@@ -85,7 +93,7 @@ def is_wordy(text: str) -> bool:
     if not re.fullmatch(r"[^\W\d_][^\W_'’().,;:!?\s-]*(?:[\s,.;:'’()!?-]+[^\W_]+)*[)!?'’]*|\([^\W\d_]{2,}\)", plain):
         return False
     words = re.findall(r"[^\W\d_]+", plain)
-    if len(words) == 1 and words[0] in FUNCTIONS | WORDS | INFINITIES:
+    if words[0] in FUNCTIONS | WORDS | INFINITIES and all(len(word) == 1 for word in words[1:]):
         return False
     if len(words) == 1 and "\\text" not in text:
         return len(words[0]) > 2 and not is_product(words[0])
@@ -98,7 +106,7 @@ def plain_readings(text: str, lenient: bool) -> list[Answer]:
     plain = plain_text(text)
     if re.fullmatch(r"\(?[A-Za-z]\)?", plain) and ("\\text" in text or plain.endswith(")")):
         readings.append(Scalar(Node("sym", value=plain.strip("()").upper())))
-    if lenient and (label := _LABEL.fullmatch(plain)):
+    if lenient and (label := _label(text)):
         readings.append(Scalar(Node("sym", value=label[1] or label[2])))
     return readings
 
@@ -113,17 +121,26 @@ def word_readings(text: str) -> list[Answer]:
 
 def label_stripped(text: str) -> str | None:
     """What follows a choice's label, such as ``12`` in ``(C) 12``; None where there is no label."""
-    label = _LABEL.fullmatch(_TEXT.sub(r"\1", text))
+    label = _label(text)
     return label[3] if label else None
+
+
+def _label(text: str) -> re.Match[str] | None:
+    """A choice's label and what follows it, unless that names a further choice."""
+    plain = re.sub(r"^\{\s*(\(?[A-J]\)?[.):]?)\s*\}", r"\1", _TEXT.sub(r"\1", text).strip())
+    label = _LABEL.fullmatch(plain)
+    further = label and re.match(r"(?:and|or)\b|[,;&/]|.*\([A-J]\)", label[3].strip(), re.DOTALL)
+    return None if further else label
 
 
 def _words(plain: str) -> list[Answer]:
     words = re.sub(r"[^\w\s,]+", " ", plain.casefold())
     words = re.sub(r"\s+", " ", words).strip(" ,")
     words = re.sub(r"^(?:the|an?) (?!and |or )", "", words)
-    if words in _NUMBERS:
-        return [Scalar(number(_NUMBERS[words])), Words(words)]
-    if words in _EMPTY:
+    spelled = _spelled_number(words)
+    if spelled is not None:
+        return [Scalar(number(spelled)), Words(words)]
+    if _THERE_IS.sub("", words, count=1) in _EMPTY:
         return [NamedSet(""), Words(words)]
     if words in _REALS:
         return [NamedSet("R")]
@@ -133,6 +150,16 @@ def _words(plain: str) -> list[Answer]:
         return [Members("list", tuple(map(_word, parts)))]
     words = words.replace(",", "")
     return [Words(_SYNONYMS.get(words.replace(" ", ""), words))]
+
+
+def _spelled_number(words: str) -> int | None:
+    """The value of a number in words, such as ``two hundred and five``; None for other words."""
+    match = _SPELLED_NUMBER.fullmatch(words)
+    if match is None:
+        return None
+    hundreds = _NUMBERS.get(match[1].split()[0], 1) if match[1] else 0
+    rest = (match[2] or match[3] or "zero").split()
+    return (100 * hundreds + sum(_NUMBERS[word] for word in rest)) * _POWERS.get(match[4], 1)
 
 
 def _word(text: str) -> Answer:

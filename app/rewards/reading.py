@@ -5,6 +5,7 @@ from dataclasses import replace
 from app.rewards.answer_types import (
     Answer,
     Bracketed,
+    Congruence,
     Matrix,
     Members,
     NamedSet,
@@ -14,9 +15,12 @@ from app.rewards.answer_types import (
     Scalar,
     SetOperation,
     Words,
+    number,
 )
 from app.rewards.expressions import parse_expression
+from app.rewards.inequalities import solved
 from app.rewards.lexer import Token, UnreadableError, tokenize
+from app.rewards.lists import combined
 from app.rewards.normalise import CURRENCY, normalise
 from app.rewards.plain_text import (
     is_wordy,
@@ -32,17 +36,20 @@ from app.rewards.splitting import (
     closing_index,
     double_signs,
     is_separator,
+    joints,
     significant_digits,
     spelled,
     split,
     split_relations,
     walk_backwards,
 )
-from app.rewards.units import canonical_unit, split_unit
+from app.rewards.units import canonical_unit, split_scale, split_unit
 from app.rewards.vocabulary import FUNCTIONS, names
 
 MAX_ITEMS = 100
 _TEMPERATURES = ("C", "F", "K")
+#: What follows ℝ where only positive numbers are meant.
+_HALF_LINES = {"^+": "(", "_+": "(", "_>0": "(", "_gt0": "(", "_ge0": "["}
 _SET_SIGNS = ("cup", "cap", "setminus")
 _CURRENCY_UNITS = dict(zip(CURRENCY.values(), ("dollar", "euro", "£", "¥", "₹"), strict=True))
 _MATRICES = names("matrix pmatrix bmatrix Bmatrix smallmatrix psmallmatrix bsmallmatrix array")
@@ -87,18 +94,13 @@ class _Reader:
         self.bare_letters = bare_letters
 
     def answer(self, tokens: list[Token]) -> Answer:
-        parts = [part for part in split(tokens, is_separator) if part]
+        parts = _system(tokens) or [part for part in split(tokens, is_separator) if part]
         if not parts:
             raise UnreadableError("nothing there")
         if len(parts) > MAX_ITEMS:
             raise UnreadableError("too many parts")
         items = [each for part in parts for each in self.plus_minus(part)]
-        if len(items) == 1:
-            return items[0]
-        items = _share_name(items)
-        if all(isinstance(item, Relation) and not set(item.signs) & {"=", "approx"} for item in items):
-            return _join_inequalities(items)
-        return Members("list", tuple(items))
+        return combined(items, joints(tokens)) if len(items) > 1 else items[0]
 
     def plus_minus(self, tokens: list[Token]) -> list[Answer]:
         """One answer, or the two that a ± stands for; all signs of one answer change together."""
@@ -115,18 +117,32 @@ class _Reader:
         return both
 
     def item(self, tokens: list[Token]) -> Answer:
+        congruence = self.congruence(tokens)
+        if congruence:
+            return congruence
         sides, signs = split_relations(tokens)
         if not signs:
             return self.set_expression(tokens)
         pieces = split(tokens, lambda token: token.kind == "command" and token.value == "cup")
         if len(pieces) > 1 and all(split_relations(piece)[1] for piece in pieces):
-            return _join_inequalities([self.item(piece) for piece in pieces])
+            return combined([self.item(piece) for piece in pieces], {"or"})
         if not sides[0]:  # "= 5", "\approx 5"
             sides, signs = sides[1:], signs[1:]
         if len(sides) > 12:
             raise UnreadableError("a chain too long")
         read = [self.named(sides[0], signs), *(self.set_expression(side) for side in sides[1:])]
         return Relation(tuple(read), tuple(signs)) if signs else read[0]
+
+    def congruence(self, tokens: list[Token]) -> Congruence | None:
+        """``n \\equiv 1 \\pmod 3``; None where no modulus is written."""
+        value, *modulus = split(tokens, lambda token: token.kind == "command" and token.value == "pmod")
+        if not modulus:
+            return None
+        sides, signs = split_relations(value)
+        if len(modulus) > 1 or signs not in ([], ["equiv"], ["="]):
+            raise UnreadableError("several congruences in one")
+        name = parse_expression(sides[0]) if signs else None
+        return Congruence(name, parse_expression(sides[-1]), parse_expression(modulus[0]))
 
     def named(self, tokens: list[Token], signs: list[str]) -> Answer:
         """The left side of a relation; of an equation it may be words, which name what it is equal to."""
@@ -156,7 +172,7 @@ class _Reader:
             inner = self.bracketed(tokens)
             if inner is not None:
                 return inner
-        matrix = self.matrix(tokens)
+        matrix = self.matrix(tokens) or self.transposed_vector(tokens)
         if matrix is not None:
             return matrix
         return self.ratio(tokens) or self.scalar(tokens)
@@ -187,7 +203,9 @@ class _Reader:
             return NamedSet("")
         parts = split(inside, lambda token: token.kind == "char" and token.value in ("|", ":"))
         if len(parts) == 2 and _is_set_variable(parts[0]):
-            return self.item(parts[1])
+            condition = self.answer(parts[1])
+            found = solved(condition) if isinstance(condition, Relation) else None
+            return found.region if found else condition
         answer = self.answer(inside)
         return Members("set", answer.items if isinstance(answer, Members) and answer.kind == "list" else (answer,))
 
@@ -208,6 +226,14 @@ class _Reader:
         rest = tokens[_environment(tokens, end)[1] :]
         return _scaled(_transposed(matrix, rest), tokens[:begin])
 
+    def transposed_vector(self, tokens: list[Token]) -> Answer | None:
+        """``[1, 2]^T``, a vector; None for anything else."""
+        end = closing_index(tokens) + 1
+        if not 2 < end < len(tokens) or tokens[0].value not in ("(", "[", "⟨") or not _is_transposition(tokens[end:]):
+            return None
+        inner = self.bracketed(tokens[:end])
+        return replace(inner, left="(", right=")") if isinstance(inner, Bracketed) else None
+
     def ratio(self, tokens: list[Token]) -> Answer | None:
         parts = split(tokens, lambda token: token.kind == "char" and token.value == ":")
         if len(parts) == 1 or (len(parts) == 2 and not all(parts)):
@@ -215,13 +241,17 @@ class _Reader:
         return Ratio(tuple(self.scalar(part) for part in parts))
 
     def scalar(self, tokens: list[Token]) -> Scalar:
-        value, unit, percent = self.affixes(tokens)
+        value, phrase, currency = self.affixes(tokens)
+        scale, phrase = split_scale(phrase)
+        value, unit, percent = _read_unit(value, phrase.strip(), canonical_unit(phrase) or currency)
         node = parse_expression(value)
+        if scale > 1:
+            return Scalar(Node("mul", (node, number(scale))), unit, percent)
         digits, places = significant_digits(value)
         return Scalar(node, unit, percent, digits, places)
 
-    def affixes(self, tokens: list[Token]) -> tuple[list[Token], str | None, bool]:
-        """The tokens of the bare value, its unit, and whether it is a percentage."""
+    def affixes(self, tokens: list[Token]) -> tuple[list[Token], str, str | None]:
+        """The tokens of the bare value, the phrase after it, and the currency."""
         currency = [token for token in tokens if token.kind == "currency"]
         if len(currency) > 1:
             raise UnreadableError("several currency signs")
@@ -229,22 +259,31 @@ class _Reader:
         value = [token for token in tokens if token.kind != "currency"]
         if currency and (tokens.index(currency[0]) > 1 and tokens[-1] is not currency[0]):
             raise UnreadableError("a currency sign in the middle")
-        found = split_unit(value, self.bare_letters)
-        phrase = ""
-        if found is not None:
-            value, phrase = found
-            unit = canonical_unit(phrase) or unit
-        if value and value[-1].value in ("%", "\\%"):
-            return value[:-1], None, True
-        if unit == "percent":
-            return value, None, True
-        scale = phrase.strip()
-        if not scale and len(value) > 2 and value[-2].value == "degree" and value[-1].value in _TEMPERATURES:
-            scale = value[-1].value
-            value = value[:-1]
-        if _ends_in_degrees(value):
-            return value[:-1], f"°{scale}" if scale in _TEMPERATURES else "degree", False
-        return value, unit, False
+        value, phrase = split_unit(value, self.bare_letters) or (value, "")
+        return value, phrase, unit
+
+
+def _read_unit(value: list[Token], scale: str, unit: str | None) -> tuple[list[Token], str | None, bool]:
+    """The value without percent and degree signs, its unit, and whether it is a percentage."""
+    if value and value[-1].value in ("%", "\\%"):
+        return value[:-1], None, True
+    if unit == "percent":
+        return value, None, True
+    if not scale and len(value) > 2 and value[-2].value == "degree" and value[-1].value in _TEMPERATURES:
+        value, scale = value[:-1], value[-1].value
+    if _ends_in_degrees(value):
+        return value[:-1], f"°{scale}" if scale in _TEMPERATURES else "degree", False
+    return value, unit, False
+
+
+def _system(tokens: list[Token]) -> list[list[Token]]:
+    """The lines of a system of equations within ``cases``; empty for anything else."""
+    if [token.value for token in tokens[:4]] != ["begin", "{", "cases", "}"] or closing_index(tokens) != len(
+        tokens
+    ) - 4:
+        return []
+    rows = split(tokens[4:-4], lambda token: token.kind == "command" and token.value == "row")
+    return [[token for token in row if token.kind != "char" or token.value != ","] for row in rows if row]
 
 
 def _ends_in_degrees(tokens: list[Token]) -> bool:
@@ -260,14 +299,17 @@ def _is_set_variable(tokens: list[Token]) -> bool:
     return len(variable) == 1 and variable.isalpha() and rest in ([], ["in", "mathbb", "R"], ["in", "reals"])
 
 
-def _named_set(tokens: list[Token]) -> NamedSet | None:
+def _named_set(tokens: list[Token]) -> NamedSet | Bracketed | None:
     values = [token.value for token in tokens if token.value not in ("{", "}")]
     if values in (["emptyset"], ["\\{", "\\}"]):
         return NamedSet("")
     if values == ["reals"]:
         return NamedSet("R")
-    if len(values) == 2 and values[0] in ("mathbb", "Bbb") and values[1] in "RZNQC":
-        return NamedSet(values[1])
+    if len(values) > 1 and values[0] in ("mathbb", "Bbb"):
+        if values[1] == "R" and (ends := _HALF_LINES.get("".join(values[2:]))):
+            zero, infinity = Scalar(number(0)), Scalar(Node("sym", value="∞"))
+            return Bracketed(ends[0], ")", (zero, infinity))
+        return NamedSet(values[1]) if len(values) == 2 and values[1] in "RZNQC" else None
     return None
 
 
@@ -287,10 +329,14 @@ def _environment(tokens: list[Token], index: int) -> tuple[str, int]:
 def _transposed(matrix: Matrix, rest: list[Token]) -> Matrix:
     if not rest:
         return matrix
-    values = [token.value for token in rest if token.value not in "{}"]
-    if values not in (["^", "T"], ["^", "top"], ["^", "intercal"]):
+    if not _is_transposition(rest):
         raise UnreadableError("something after a matrix")
     return Matrix(tuple(zip(*matrix.rows, strict=True)))
+
+
+def _is_transposition(tokens: list[Token]) -> bool:
+    values = [token.value for token in tokens if token.value not in "{}"]
+    return values in (["^", "T"], ["^", "top"], ["^", "intercal"])
 
 
 def _scaled(matrix: Matrix, factor: list[Token]) -> Matrix:
@@ -308,23 +354,3 @@ def _scaled(matrix: Matrix, factor: list[Token]) -> Matrix:
         return replace(entry, node=product, digits=None)
 
     return Matrix(tuple(tuple(map(scaled, row)) for row in matrix.rows))
-
-
-def _share_name(items: list[Answer]) -> list[Answer]:
-    """``x = 1, 2`` and ``x = 1 or x = 2``: a name that the first of several values has belongs to all."""
-    first = items[0]
-    if not isinstance(first, Relation) or first.signs != ("=",):
-        return items
-    if any(isinstance(item, Relation) for item in items[1:]):
-        return items
-    if isinstance(first.sides[0], Scalar) and first.sides[0].node.op == "sym":
-        return [first, *(Relation((first.sides[0], item), ("=",)) for item in items[1:])]
-    return items
-
-
-def _join_inequalities(items: list[Answer]) -> Answer:
-    """``x < 1 or x > 3``: the union of what each allows."""
-    joined = items[0]
-    for item in items[1:]:
-        joined = SetOperation("cup", joined, item)
-    return joined

@@ -1,10 +1,12 @@
 """Equations and inequalities: when they are equal, and which of their sides is the answer."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from app.rewards.answer_types import Answer, Node, Relation, Scalar, Words
+from app.rewards.answer_types import Answer, Bracketed, Members, Node, Relation, Scalar, Words, number
 from app.rewards.identity import constant_ratio, free_symbols, identical, substitute
-from app.rewards.sets import allowed_region, equal_regions, is_region
+from app.rewards.inequalities import MIRRORED, same_subject, solved, subjects
+from app.rewards.sets import equal_regions, is_region
 
 Equal = Callable[[Answer, Answer], bool]
 _EQUATIONS = frozenset(("=", "approx", "sim", "equiv"))
@@ -24,16 +26,48 @@ def equal_relations(gold: Answer, answer: Answer, equal: Equal) -> bool:
             return True
         if _names_differ(gold, answer):
             return False
+    if not all(same_subject(a, b) for a in subjects(gold) for b in subjects(answer)):
+        return False
+    if isinstance(gold, Members) or isinstance(answer, Members):
+        gold, answer = _each_named(gold), _each_named(answer)
+        if isinstance(gold, Members) and isinstance(answer, Members):
+            return equal(gold, answer)
+    if _variable(gold) and _variable(answer):
+        gold, answer = _renamed(gold), _renamed(answer)
     first, second = _meanings(gold), _meanings(answer)
     return any(_equal_parts(a, b, equal) for a in first for b in second)
+
+
+def _each_named(answer: Answer) -> Answer:
+    """``(x,y) = (1,2)`` as ``x = 1, y = 2``."""
+    if not isinstance(answer, Relation) or answer.signs != ("=",):
+        return answer
+    names, values = answer.sides
+    if not (isinstance(names, Bracketed) and isinstance(values, Bracketed)) or len(names.items) != len(values.items):
+        return answer
+    pairs = zip(names.items, values.items, strict=True)
+    return Members("list", tuple(Relation((name, value), ("=",)) for name, value in pairs))
+
+
+def named_apart(answer: Members) -> bool:
+    """Whether the members are equations for different names, whose values are then in that order."""
+    if not all(isinstance(item, Relation) and item.signs == ("=",) for item in answer.items):
+        return False
+    first = answer.items[0]
+    return any(_names_differ(first, item) for item in answer.items[1:])  # type: ignore[arg-type]
 
 
 def is_false(answer: Answer) -> bool:
     """Whether a chain of equations between constants is wrong, such as ``6 = 5``; approximations are left alone."""
     if not isinstance(answer, Relation) or set(answer.signs) != {"="}:
         return False
-    constants = [side.node for side in answer.sides if isinstance(side, Scalar) and not free_symbols(side.node)]
+    constants = [plain_value(side) for side in answer.sides if isinstance(side, Scalar) and _is_constant(side)]
     return any(not identical(constants[0], each) for each in constants[1:])
+
+
+def plain_value(side: Scalar) -> Node:
+    """The expression, where it is a percentage its hundredth."""
+    return Node("div", (side.node, number(100))) if side.percent else side.node
 
 
 def same_equation(a: Relation, b: Relation) -> bool:
@@ -55,12 +89,21 @@ def _names_differ(a: Relation, b: Relation) -> bool:
         return False
     if isinstance(a.sides[0], Words) and isinstance(b.sides[0], Words):
         return a.sides[0] != b.sides[0]
+    if isinstance(a.sides[0], Bracketed) and isinstance(b.sides[0], Bracketed):
+        return a.sides[0] != b.sides[0]
     first, second = _name(a), _name(b)
     if first is None or second is None or first == second:
         return False
-    if first.op == "apply" or second.op == "apply":  # f(x) = … is y = …, and f(n) = n is f(x) = x
-        return {first.op, second.op} == {"apply", "sym"} and "y" not in (first.value, second.value)
+    if first.op == second.op == "apply":
+        return first.value != second.value or not (_is_argument(first) and _is_argument(second))
+    if {first.op, second.op} == {"apply", "sym"}:  # f(x) = … is f = …, and y = …
+        return first.value != second.value and "y" not in (first.value, second.value)
     return not identical(first, second)
+
+
+def _is_argument(function: Node) -> bool:
+    """Whether a function's argument is a variable, for which another letter would do; a capital is an event."""
+    return all(each.op == "sym" and str(each.value)[0].islower() for each in function.args)
 
 
 def _name(relation: Relation) -> Node | None:
@@ -74,11 +117,11 @@ def _meanings(answer: Answer) -> list[Answer]:
         return [answer]
     signs = set(answer.signs)
     if signs <= _EQUATIONS:
-        return [_renamed(answer, side) for side in _answer_sides(answer)]
+        return _answer_sides(answer)
     if signs == {"in"} and len(answer.sides) == 2:
         return [answer.sides[1]]
-    region = allowed_region(answer)
-    return [answer] if region is None else [answer, region]
+    found = solved(answer)
+    return [answer] if found is None else [answer, found.region]
 
 
 def _answer_sides(relation: Relation) -> list[Answer]:
@@ -94,22 +137,31 @@ def _answer_sides(relation: Relation) -> list[Answer]:
 
 
 def _is_name(answer: Answer) -> bool:
-    return isinstance(answer, Scalar) and answer.node.op in ("sym", "apply") and not _is_constant(answer)
+    """Whether an answer is a variable or a function of some; ``f(0)`` is a value."""
+    if not isinstance(answer, Scalar) or _is_constant(answer):
+        return False
+    return answer.node.op == "sym" or (answer.node.op == "apply" and any(map(free_symbols, answer.node.args)))
 
 
 def _is_constant(answer: Answer) -> bool:
     return isinstance(answer, Scalar) and not free_symbols(answer.node)
 
 
-def _renamed(relation: Relation, side: Answer) -> Answer:
-    """The right side of ``f(n) = …`` with the function's variable under a common name."""
-    name = _name(relation)
-    if name is None or name.op != "apply" or len(name.args) != 1 or not isinstance(side, Scalar):
-        return side
-    variable = name.args[0]
-    if variable.op != "sym" or variable.value not in free_symbols(side.node):
-        return side
-    return Scalar(substitute(side.node, str(variable.value), "x"), side.unit, side.percent, side.digits, side.places)
+def _variable(answer: Answer) -> str | None:
+    """n of ``f(n) = …``."""
+    name = _name(answer) if isinstance(answer, Relation) else None
+    if name is None or name.op != "apply" or len(name.args) != 1 or name.args[0].op != "sym":
+        return None
+    return str(name.args[0].value)
+
+
+def _renamed(answer: Answer) -> Answer:
+    """``f(n) = …`` with a common name for the variable."""
+    variable = _variable(answer)
+    if not isinstance(answer, Relation) or variable is None:
+        return answer
+    sides = [replace(s, node=substitute(s.node, variable, "·")) if isinstance(s, Scalar) else s for s in answer.sides]
+    return Relation(tuple(sides), answer.signs)
 
 
 def _equal_parts(a: Answer, b: Answer, equal: Equal) -> bool:
@@ -120,10 +172,7 @@ def _equal_parts(a: Answer, b: Answer, equal: Equal) -> bool:
     return equal(a, b)
 
 
-_MIRRORED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}
-
-
 def _equal_chains(a: Relation, b: Relation, equal: Equal) -> bool:
     """The same chain side by side, or read from the other end."""
-    mirrored = Relation(b.sides[::-1], tuple(_MIRRORED.get(sign, sign) for sign in b.signs[::-1]))
+    mirrored = Relation(b.sides[::-1], tuple(MIRRORED.get(sign, sign) for sign in b.signs[::-1]))
     return any(a.signs == other.signs and all(map(equal, a.sides, other.sides)) for other in (b, mirrored))

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.rewards.answer_types import Answer, Bracketed, Members, NamedSet, Node, Relation, Scalar, SetOperation
+from app.rewards.answer_types import Answer, Bracketed, Members, NamedSet, Relation, Scalar, SetOperation
 from app.rewards.identity import real_value
+from app.rewards.inequalities import same_subject, solved, subjects
 
 _INFINITY = float("inf")
 _CLOSE = 1e-12
@@ -30,7 +31,12 @@ def is_region(answer: Answer) -> bool:
 
 
 def equal_regions(gold: Answer, answer: Answer, equal: Callable[[Answer, Answer], bool]) -> bool:
-    """Whether two sets have the same elements; where they are no sets of known numbers, whether they look alike."""
+    """Whether two sets have the same elements; where they are no sets of known numbers, whether they look alike.
+
+    Inequalities for two different variables are two answers.
+    """
+    if not all(same_subject(a, b) for a in subjects(gold) for b in subjects(answer)):
+        return False
     first, second = region(gold), region(answer)
     if first is not None and second is not None:
         return _same(first, second)
@@ -60,8 +66,8 @@ def region(answer: Answer) -> Region | None:
     if isinstance(answer, Bracketed):
         return _interval(answer)
     if isinstance(answer, Relation):
-        allowed = allowed_region(answer)
-        return None if allowed is None else region(allowed)
+        found = solved(answer)
+        return None if found is None else region(found.region)
     return _combined(answer) if isinstance(answer, SetOperation) else None
 
 
@@ -72,7 +78,8 @@ def _interval(answer: Bracketed) -> Region | None:
     if low is None or high is None or low > high:
         return None
     closed = answer.left == "[" and abs(low) != _INFINITY, answer.right == "]" and abs(high) != _INFINITY
-    return (Span(low, high, *closed),) if low < high or all(closed) else ()
+    # (a, a) is written as a point, never as a set without elements
+    return (Span(low, high, *closed),) if low < high or all(closed) else None
 
 
 def _number(answer: Answer) -> float | None:
@@ -116,7 +123,7 @@ def _complement(spans: Region) -> Region:
 
 
 def _close(a: float, b: float) -> bool:
-    return a == b or abs(a - b) <= _CLOSE * max(abs(a), abs(b))
+    return a == b or (abs(a - b) < _INFINITY and abs(a - b) <= _CLOSE * max(abs(a), abs(b)))
 
 
 def _same(first: Region, second: Region) -> bool:
@@ -126,41 +133,3 @@ def _same(first: Region, second: Region) -> bool:
         and (a.low_closed, a.high_closed) == (b.low_closed, b.high_closed)
         for a, b in zip(first, second, strict=True)
     )
-
-
-def allowed_region(relation: Relation) -> Answer | None:
-    """The set that an inequality for one variable allows, as an answer; None for other relations.
-
-    Understood are ``x < a`` either way round, ``a < x < b``, ``x ≠ a``.
-    """
-    sides, signs = relation.sides, relation.signs
-    if len(sides) == 2 and isinstance(sides[1], Scalar) and sides[1].node.op == "sym" and _number(sides[0]) is not None:
-        sides, signs = sides[::-1], (_MIRRORED.get(signs[0], signs[0]),)
-    if len(sides) == 2 and _is_variable(sides[0]):
-        return _one_sided(sides[1], signs[0])
-    if len(sides) == 3 and _is_variable(sides[1]):
-        if set(signs) <= {"lt", "le"}:
-            return Bracketed(_LEFT[signs[0]], _RIGHT[signs[1]], (sides[0], sides[2]))
-        if set(signs) <= {"gt", "ge"}:
-            return Bracketed(_LEFT[signs[1]], _RIGHT[signs[0]], (sides[2], sides[0]))
-    return None
-
-
-_MIRRORED = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}
-_LEFT = {"lt": "(", "le": "[", "gt": "(", "ge": "["}
-_RIGHT = {"lt": ")", "le": "]", "gt": ")", "ge": "]"}
-
-
-def _is_variable(answer: Answer) -> bool:
-    return isinstance(answer, Scalar) and answer.node.op == "sym" and answer.node.value not in ("π", "e", "∞")
-
-
-def _one_sided(bound: Answer, sign: str) -> Answer | None:
-    infinity = Node("sym", value="∞")
-    if sign in ("lt", "le"):
-        return Bracketed("(", _RIGHT[sign], (Scalar(Node("neg", (infinity,))), bound))
-    if sign in ("gt", "ge"):
-        return Bracketed(_LEFT[sign], ")", (bound, Scalar(infinity)))
-    if sign == "ne":
-        return SetOperation("setminus", NamedSet("R"), Members("set", (bound,)))
-    return bound if sign == "in" else None

@@ -35,6 +35,19 @@ def is_separator(token: Token) -> bool:
     return token.kind in ("text", "word") and token.value.strip(" ,;.").lower() in ("and", "or", "")
 
 
+def joints(tokens: list[Token]) -> set[str]:
+    """The words that stand between the members of a list: "and", "or", or none."""
+    found: set[str] = set()
+
+    def note(token: Token) -> bool:
+        if is_separator(token) and token.kind != "char":
+            found.add(token.value.strip(" ,;.").lower())
+        return False
+
+    split(tokens, note)
+    return found - {""}
+
+
 def split_relations(tokens: list[Token]) -> tuple[list[list[Token]], list[str]]:
     """The sides of a relation and the signs between them."""
     signs: list[str] = []
@@ -64,6 +77,14 @@ def closing_index(tokens: list[Token]) -> int:
         if depth == 0:
             return index
     return -1
+
+
+def group_end(tokens: list[Token], start: int) -> int:
+    """Where the braced group, or else the single token, that begins at ``start`` ends."""
+    if start < len(tokens) and tokens[start].value == "{":
+        end = closing_index(tokens[start:])
+        return len(tokens) if end < 0 else start + end + 1
+    return min(start + 1, len(tokens))
 
 
 def double_signs(tokens: list[Token]) -> list[int]:

@@ -28,6 +28,8 @@ def parse_symbolic(normalised: str, any_command: bool = False) -> Any | None:
     Text without higher mathematics is refused, for what the reader refused of it was refused for a reason;
     ``any_command`` admits it, as the other side of a comparison with text that has it.
     """
+    if _has_unknown_terms(normalised):
+        return None
     if not (any_command or _HIGHER.search(normalised)) or any(mark in normalised for mark in CURRENCY.values()):
         return None
     from latex2sympy2_extended import latex2sympy
@@ -43,6 +45,14 @@ def parse_symbolic(normalised: str, any_command: bool = False) -> Any | None:
         if type(error) is Exception or isinstance(error, _FAILURES):
             return None
         raise
+
+
+def _has_unknown_terms(text: str) -> bool:
+    """Whether a letter's subscript holds the index of a sum, as in ``a_{k+1}``, which the grammar takes for fixed."""
+    for index in re.findall(r"\\(?:sum|prod)\s*_\s*\{?\s*([A-Za-z])\s*=", text):
+        if re.search(rf"[A-Za-z]\s*_\s*(?:\{{[^{{}}=]*)?{index}(?![^{{}}]*=)", re.sub(r"\\(?:sum|prod)\s*_", "", text)):
+            return True
+    return False
 
 
 def equal_symbolic(gold: Any, answer: Any) -> bool:

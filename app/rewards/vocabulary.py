@@ -33,6 +33,7 @@ SYMBOLS = {
     **dict.fromkeys("≤⩽≦", r"\le "),
     **dict.fromkeys("≥⩾≧", r"\ge "),
     "≠": r"\ne ",
+    "≡": r"\equiv ",
     **dict.fromkeys("≈≃≅", r"\approx "),
     "∈": r"\in ",
     "∪": r"\cup ",
@@ -108,12 +109,15 @@ SYNONYMS = {
     **dict.fromkeys(("lor", "vee"), "or"),
     **dict.fromkeys(("colon",), ":"),
     **dict.fromkeys(("R",), "reals"),
+    **dict.fromkeys(("bmod", "mod"), "pmod"),
 }
-DROPPED = names(
-    "left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr mleft mright displaystyle "
-    "textstyle scriptstyle limits nolimits bf rm it tt sf sl cal em boldmath normalfont centering hline noindent "
-    "quad qquad enspace thinspace medspace thickspace negthinspace hfill allowbreak nobreak ensuremath null strut "
-    "vphantom unboldmath large Large small"
+BEFORE_DELIMITERS = names(
+    "left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr mleft mright"
+)
+DROPPED = BEFORE_DELIMITERS | names(
+    "displaystyle textstyle scriptstyle limits nolimits bf rm it tt sf sl cal em boldmath normalfont centering hline "
+    "noindent quad qquad enspace thinspace medspace thickspace negthinspace hfill allowbreak nobreak ensuremath null "
+    "strut vphantom unboldmath large Large small"
 )
 TEXT = names(
     "text mbox textbf textit textrm textnormal textsf texttt textsc textup emph operatorname hbox mathop mathrm"

@@ -189,7 +189,7 @@ def test_a_loop_in_c_that_holds_the_interpreter_is_killed() -> None:
     with Grader(workers=1, timeout_s=0.5) as grader:
         grader.grade([("x", box("x+0"))])
         (stuck,) = workers_of(grader)
-        assert grader.grade([(r"\sum_{k=1}^{n} k", box("(10^9)!"))])[0].reason == "timeout"
+        assert grader.grade([(r"\int_0^1 x\,dx", box("(10^9)!"))])[0].reason == "timeout"
         assert not alive(stuck)
         assert grader.grade([("x", box("x+1"))])[0].reason == "mismatch"
 

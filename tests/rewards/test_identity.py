@@ -82,6 +82,21 @@ def test_fractions_are_exact(a: Fraction, b: Fraction) -> None:
         ("1/0", "2/0", False),
         (r"\binom{2n}{n}", r"\frac{(2n)!}{n!^2}", True),
         (r"\tan\frac{\pi}{2}", "0", False),
+        (r"|x-200|", "200-x", False),
+        (r"|x-200|", "|200-x|", True),
+        (r"\ln(x-50)+\ln(x+50)", r"\ln(x^2-2500)", True),
+        (r"\ln(x-50)", r"\ln(x-51)", False),
+        (r"\sqrt{-x^2-1}", r"i\sqrt{x^2+1}", True),
+        (r"\sqrt{-x^2-1}", r"\sqrt{-x^2-2}", False),
+        (r"\lfloor\log_2 n\rfloor+1", r"\lceil\log_2(n+1)\rceil", True),
+        (r"\lfloor x\rfloor", r"\lceil x\rceil-1", False),
+        ("I(0)e^{-t}", "I(0)e^{-2t}", False),
+        ("P(0)", "P(1)", False),
+        (r"\sum_{k=1}^{n} a_k", r"\sum_{j=1}^{n} a_j", True),
+        (r"\sum_{k=1}^{n} a_k", "n a_k", False),
+        (r"\sum_{k=1}^{10^9} k", r"\frac{10^9(10^9+1)}{2}", False),  # too many terms to be added up
+        (r"\sum_{n=0}^{\infty} \frac{1}{n!}", "e", True),
+        (r"\sum_{n=1}^{\infty} \frac{1}{n^2}", r"\frac{\pi^2}{6}+10^{-30}", False),
     ],
 )
 def test_hard_identities(a: str, b: str, equal: bool) -> None:
@@ -102,4 +117,6 @@ def test_symbols_and_values() -> None:
     assert real_value(_parse(r"-\infty")) == -float("inf")
     assert real_value(_parse("x")) is None
     assert real_value(_parse("i")) is None
+    assert real_value(_parse("I(0)")) is None
+    assert free_symbols(_parse(r"\sum_{k=1}^{n} x^k f(k)")) == {"n", "x", "f()"}
     assert real_value(_parse(r"\sqrt{2}")) == pytest.approx(2**0.5)
