@@ -9,6 +9,7 @@ from app.algorithm.advantages import check_advantage_settings, group_advantages
 from app.algorithm.objective import ObjectiveSettings, normaliser, policy_objective
 from app.data.problems import PromptBatch
 from app.errors import ConfigurationError
+from app.policy.checkpoints import is_checkpoint
 from app.policy.logprobs import TokenStatistics, token_log_probs
 from app.policy.lora import WithoutAdapters, has_adapters
 from app.policy.models import PolicySettings
@@ -38,6 +39,7 @@ class GRPOLambdaModule(PolicyModule):
         micro_batch_size: rows a forward and backward pass; changes memory and speed, never the gradient.
         seed: of a newly built policy's weights.
         reference_offload: the frozen reference (β > 0) waits in host memory while it is not needed.
+        policy_offload: parameters, gradients and optimiser states wait in host memory (ModelParallelStrategy alone).
     """
 
     def __init__(
@@ -52,8 +54,9 @@ class GRPOLambdaModule(PolicyModule):
         micro_batch_size: int = 64,
         seed: int = 0,
         reference_offload: bool = False,
+        policy_offload: bool = False,
     ) -> None:
-        super().__init__(policy, optimizer, seed)
+        super().__init__(policy, optimizer, seed, policy_offload)
         self.reference_offload = reference_offload
         self.objective = objective
         self.advantage_scale = advantage_scale
@@ -87,7 +90,7 @@ class GRPOLambdaModule(PolicyModule):
             self._reference.append(self._load_reference())
 
     def _load_reference(self) -> Any:
-        if has_adapters(self.policy):
+        if has_adapters(self.policy) and not is_checkpoint(self.policy_settings.path):  # they start as zero
             return WithoutAdapters(self.policy)
         return self.sharding.load_reference(self.policy_settings, self.seed, self.reference_offload)
 

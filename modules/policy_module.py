@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning import LightningModule
 from lightning.pytorch.plugins.precision import FSDPPrecision, Precision
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    Strategy,
+)
 
+from app.errors import ConfigurationError
 from app.policy.lora import has_adapters, is_adapter
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings, build_optimizer, check_optimizer, lr_factor, number_by_model
@@ -22,16 +30,25 @@ class PolicyModule(LightningModule):
     """Owns the policy. Weights are loaded in ``configure_model``, long after the configuration was checked.
 
     One Lightning batch is one iteration; optimisation is manual, for an iteration may take several steps.
+
+    Args:
+        policy: where the policy comes from.
+        optimizer: its settings.
+        seed: of a newly built policy's weights.
+        policy_offload: parameters, gradients and optimiser states wait in host memory (ModelParallelStrategy alone).
     """
 
     policy: "PreTrainedModel"
 
-    def __init__(self, policy: PolicySettings, optimizer: OptimizerSettings, seed: int = 0) -> None:
+    def __init__(
+        self, policy: PolicySettings, optimizer: OptimizerSettings, seed: int = 0, policy_offload: bool = False
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.policy_settings = policy
         self.optimizer_settings = optimizer
         self.seed = seed
+        self.policy_offload = policy_offload
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.sharding = Sharding()
 
@@ -43,7 +60,11 @@ class PolicyModule(LightningModule):
             device=strategy.root_device,
             precision=self.trainer.precision,
             fsdp_options=_fsdp_options(strategy),
+            offload=self.policy_offload,
         )
+        self.sharding.check_backend()
+        self.sharding.check_policy(self.policy_settings)
+        _check_mesh(strategy)
         check_optimizer(self.optimizer_settings, sharded=self.sharding.kind in ("fsdp", "fsdp2"))
         # Lightning's own plugins would turn the master weights into bfloat16, or run traces and loss in it.
         strategy.precision_plugin = FSDPPrecision("32-true") if isinstance(strategy, FSDPStrategy) else Precision()
@@ -63,6 +84,21 @@ class PolicyModule(LightningModule):
         from app.policy.models import end_token_ids
 
         return end_token_ids(self.tokenizer, self.policy)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The dtype of the policy's products of matrices, and of the weights that an engine should hold: bfloat16 under
+        precision bf16-mixed and bf16-true, whose parameters are float32, and otherwise the parameters' own."""
+        return self.sharding.compute_dtype(self.policy)
+
+    def to(self, *args: Any, **kwargs: Any) -> "PolicyModule":
+        """As torch's, except that a policy in host memory stays there: strategies move whole modules to the device."""
+        policy = self._modules.pop("policy") if self.sharding.offload and hasattr(self, "policy") else None
+        try:
+            return super().to(*args, **kwargs)
+        finally:
+            if policy is not None:
+                self._modules["policy"] = policy
 
     def configure_model(self) -> None:
         if hasattr(self, "policy"):
@@ -129,23 +165,78 @@ class PolicyModule(LightningModule):
         """transformers loads models in eval mode; activation checkpointing acts in train mode alone."""
         self.policy.train()
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses to resume with other adapters: what does not fit would be left out without a word."""
+        saved, own = (
+            settings and settings.get("lora")
+            for settings in (checkpoint.get("policy_settings"), asdict(self.policy_settings))
+        )
+        shapes = [lora and {name: lora[name] for name in ("r", "alpha", "target_modules")} for lora in (saved, own)]
+        if shapes[0] != shapes[1]:
+            raise ConfigurationError(
+                f"is {shapes[1]}, but the checkpoint to resume from was trained with {shapes[0]}",
+                key="model.policy.lora",
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_settings"] = asdict(self.policy_settings)
+        checkpoint["policy_seed"] = self.seed
         if self.sharding.kind in ("single", "ddp") and checkpoint.get("optimizer_states"):
             optimizer = self.trainer.optimizers[0]
             checkpoint["optimizer_states"] = [number_by_model(checkpoint["optimizer_states"][0], optimizer, self)]
 
 
 def _kind(strategy: Strategy) -> Kind:
-    kinds: dict[type, Kind] = {ModelParallelStrategy: "fsdp2", FSDPStrategy: "fsdp", DDPStrategy: "ddp"}
-    return next((kind for cls, kind in kinds.items() if isinstance(strategy, cls)), "single")
+    kinds: dict[type, Kind] = {
+        ModelParallelStrategy: "fsdp2",
+        FSDPStrategy: "fsdp",
+        DDPStrategy: "ddp",
+        SingleDeviceStrategy: "single",
+    }
+    found = next((kind for cls, kind in kinds.items() if isinstance(strategy, cls)), None)
+    if found is None or isinstance(strategy, DeepSpeedStrategy):  # which is a DDPStrategy by descent
+        raise ConfigurationError(
+            f"{type(strategy).__name__} is not offered: use one of configs/strategy/", key="trainer.strategy"
+        )
+    return found
+
+
+def _check_mesh(strategy: Strategy) -> None:
+    """Refuses tensor parallelism. Lightning's default asks for it on each machine; layers are left whole here."""
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    if strategy._tensor_parallel_size not in (1, strategy.num_processes):
+        raise ConfigurationError(
+            "tensor parallelism is not offered: leave it out, and parameters are split over all ranks",
+            key="trainer.strategy.init_args.tensor_parallel_size",
+        )
 
 
 def _fsdp_options(strategy: Strategy) -> tuple[tuple[str, Any], ...]:
-    """What ``trainer.strategy`` says about how FullyShardedDataParallel is to shard."""
+    """What ``trainer.strategy`` says about how FullyShardedDataParallel is to shard.
+
+    Raises:
+        ConfigurationError: it asks for what :mod:`app.policy.sharding` decides itself.
+    """
     if not isinstance(strategy, FSDPStrategy):
         return ()
-    return ("cpu_offload", strategy.cpu_offload), ("sharding_strategy", strategy.sharding_strategy)
+    decided = {
+        "mixed_precision": (strategy.mixed_precision, "trainer.precision"),
+        "auto_wrap_policy": (strategy.kwargs.get("auto_wrap_policy"), "the model's own layers"),
+        "activation_checkpointing_policy": (
+            strategy._activation_checkpointing_kwargs,
+            "model.policy.gradient_checkpointing",
+        ),
+        "use_orig_params": (not strategy.kwargs.get("use_orig_params", True), "weight decay of matrices alone"),
+    }
+    for name, (given, instead) in decided.items():
+        if given:
+            raise ConfigurationError(f"leave it out: {instead} decides it", key=f"trainer.strategy.init_args.{name}")
+    return (
+        ("cpu_offload", strategy.cpu_offload),
+        ("sharding_strategy", strategy.sharding_strategy),
+        *strategy.kwargs.items(),
+    )
 
 
 def _drop_frozen(module: PolicyModule, state: dict[str, Any], prefix: str, _: Any) -> None:

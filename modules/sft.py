@@ -21,6 +21,7 @@ class SFTModule(PolicyModule):
         optimizer: AdamW, its schedule and the norm clip.
         micro_batch_size: rows a forward and backward pass; changes memory and speed, never the gradient.
         seed: of a newly built policy's weights.
+        policy_offload: parameters, gradients and optimiser states wait in host memory (ModelParallelStrategy alone).
     """
 
     def __init__(
@@ -29,8 +30,9 @@ class SFTModule(PolicyModule):
         optimizer: OptimizerSettings = OptimizerSettings(lr=1e-5, schedule="cosine"),  # noqa: B008
         micro_batch_size: int = 64,
         seed: int = 0,
+        policy_offload: bool = False,
     ) -> None:
-        super().__init__(policy, optimizer, seed)
+        super().__init__(policy, optimizer, seed, policy_offload)
         self.micro_batch_size = micro_batch_size
 
     def training_step(self, batch: "SFTBatch", batch_idx: int) -> None:

@@ -6,6 +6,7 @@ from app.dry_run.plan import MEASURED_PROMPTS, Plan
 from app.dry_run.sources import overlap_counts
 from app.errors import ConfigurationError
 from app.policy.optimizers import check_optimizer
+from app.policy.sharding import Sharding
 from app.rollout.engine import GenerationRequest
 
 LARGE = 100_000_000
@@ -21,8 +22,9 @@ def check_plan(plan: Plan) -> None:
     Raises:
         ConfigurationError: naming the key to change.
     """
-    _check_precision(plan)
-    check_optimizer(plan.parts.module.optimizer_settings, sharded=plan.layout.sharded)
+    layout, settings = plan.layout, plan.parts.module.policy_settings
+    Sharding(kind=layout.kind, precision=layout.precision).check_policy(settings)
+    check_optimizer(plan.parts.module.optimizer_settings, sharded=layout.sharded)
     _check_context(plan)
     _check_monitor(plan)
     _check_engine(plan)
@@ -39,15 +41,6 @@ def warnings_of(plan: Plan, peak_bytes: float) -> list[str]:
             "smaller micro-batches or gradient_checkpointing"
         )
     return found
-
-
-def _check_precision(plan: Plan) -> None:
-    settings, precision = plan.parts.module.policy_settings, plan.layout.precision
-    if precision != "32-true" and settings.dtype != "float32" and settings.lora is None:
-        raise ConfigurationError(
-            f"is {settings.dtype}, but precision {precision} trains float32 master weights: leave it out",
-            key="policy.dtype",
-        )
 
 
 def _check_context(plan: Plan) -> None:

@@ -22,7 +22,7 @@ class Layout:
         kind: "single" and "ddp" hold everything on every rank, "fsdp" and "fsdp2" divide it by the ranks.
         strategy: its name, for the print-out.
         precision: Lightning's name of it.
-        offload: whether parameters and optimiser state wait in host memory.
+        offload: whether parameters, gradients and optimiser state are in host memory.
         notes: what was assumed.
     """
 
@@ -61,20 +61,27 @@ class Layout:
         return self.compute_bytes(dtype) < self.gathered_bytes(dtype)
 
 
-def plan_layout(trainer: Mapping[str, Any]) -> Layout:
+def plan_layout(trainer: Mapping[str, Any], policy_offload: bool = False) -> Layout:
     """The layout that Lightning would choose; starts no process and touches no device.
 
     Raises:
-        ConfigurationError: no device is asked for; a precision that is not offered.
+        ConfigurationError: no device is asked for; a precision that is not offered; a strategy that cannot run there,
+            or cannot offload the policy.
     """
-    devices, notes = _devices(trainer.get("devices", "auto"), str(trainer.get("accelerator") or "auto"))
+    accelerator = str(trainer.get("accelerator") or "auto")
+    devices, notes = _devices(trainer.get("devices", "auto"), accelerator)
     nodes = int(trainer.get("num_nodes") or 1)
     if devices < 1 or nodes < 1:
         raise ConfigurationError("a run needs at least one device and one node", key="trainer.devices")
     strategy, precision = trainer.get("strategy") or "auto", _precision(trainer.get("precision"))
     name, kind = _strategy(strategy, devices * nodes)
-    Sharding(kind=kind, precision=precision)  # refuses an unknown precision
-    return Layout(devices, nodes, kind, name, precision, _offloads(strategy), notes)
+    Sharding(kind=kind, precision=precision, offload=policy_offload)  # refuses what does not go together
+    if kind == "fsdp" and accelerator == "cpu":
+        raise ConfigurationError(
+            "Lightning runs FSDPStrategy on GPUs only; configs/strategy/fsdp2.yaml runs on CPUs, too",
+            key="trainer.strategy",
+        )
+    return Layout(devices, nodes, kind, name, precision, policy_offload or _offloads(strategy), notes)
 
 
 def _devices(wanted: Any, accelerator: str) -> tuple[int, tuple[str, ...]]:
@@ -93,6 +100,8 @@ def _strategy(strategy: Any, ranks: int) -> tuple[str, Kind]:
     """Name and kind of a strategy's name or object; Lightning takes "auto" as DDP where there are several ranks."""
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     families = [name] if isinstance(strategy, str) else [base.__name__ for base in type(strategy).__mro__]
+    if any(other in family.lower() for family in families for other in ("deepspeed", "xla")):
+        raise ConfigurationError(f"{name} is not offered: use one of configs/strategy/", key="trainer.strategy")
     if "ModelParallelStrategy" in families:
         return name, "fsdp2"
     if any("fsdp" in family.lower() for family in families):

@@ -104,7 +104,7 @@ def make_plan(parts: Parts) -> Plan:
 
     if parts.data.train is None:
         raise ConfigurationError("fit needs a training set", key="data.train")
-    layout, settings = plan_layout(parts.trainer), parts.module.policy_settings
+    layout, settings = plan_layout(parts.trainer, parts.module.policy_offload), parts.module.policy_settings
     policy, tokenizer = meta_policy(settings), parts.module.tokenizer
     _check_vocabulary(policy.config, tokenizer)
     encoder, train = PromptEncoder(parts.data.prompt, tokenizer), resolve(parts.data.train)

@@ -112,7 +112,7 @@ def _engine_items(plan: Plan, gathered_bytes: int) -> list[Item]:
 def _colocated_items(plan: Plan, engine: VLLMEngine, rows: int) -> list[Item]:
     """vLLM beside the trainer: its own weights, and a cache that it makes as large as it is told."""
     settings, dtype = engine.settings, plan.parts.module.policy_settings.dtype
-    each = BYTES[dtype if settings.dtype == "policy" else settings.dtype]
+    each = plan.layout.compute_bytes(dtype) if settings.dtype == "policy" else BYTES[settings.dtype]
     phase: Phase = "generating" if settings.sleep_level > 0 else "held"
     rows = min(rows, settings.max_sequences)
     cache = float(rows * plan.row_tokens * plan.shape.kv_elements_per_token * each)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from app.errors import ConfigurationError
-from app.policy.lora import LoraSettings, has_adapters
+from app.policy.lora import LoraSettings, has_adapters, is_adapter
 from app.policy.sources import nearest_sibling, refuse
 from app.policy.tokenizers import NewTokenizerSettings
 
@@ -26,6 +26,8 @@ PREFIX = "policy."
 """Of the policy's weights among the LightningModule's."""
 SHARDED_META = "meta.pt"
 """What a sharded checkpoint holds besides tensors."""
+SHARDED_WEIGHTS = ("state_dict", "model")
+"""Under which name a sharded checkpoint holds the module's: of ModelParallelStrategy, and of FSDPStrategy."""
 OWN_SETTINGS = ("dtype", "attn_implementation", "gradient_checkpointing")
 """Settings that are the new run's to choose; the others are those of the run that saved the checkpoint."""
 
@@ -54,6 +56,8 @@ def trained_from(settings: "Settings") -> "Settings":
     saved = _read(Path(settings.path).expanduser(), settings.path, weights=False).get("policy_settings")
     if not isinstance(saved, dict):
         refuse(f"{settings.path} does not say what its policy was made from: it is not a checkpoint of fit", "path")
+    if settings.lora is not None:
+        refuse("a checkpoint has its own adapters or none: leave this out, or start from an export (HF folder)", "lora")
     known = {field.name for field in dataclasses.fields(settings)}
     values = {name: value for name, value in saved.items() if name in known}
     if isinstance(values.get("tokenizer"), dict):
@@ -66,19 +70,43 @@ def trained_from(settings: "Settings") -> "Settings":
     return type(settings)(**values)
 
 
+def seed_behind(path: str, seed: int) -> int:
+    """The seed of the run that saved the checkpoint at ``path``, from which new weights under its adapters are drawn
+    again; ``seed`` where it does not say."""
+    return int(_read(Path(path).expanduser(), path, weights=False).get("policy_seed", seed))
+
+
 def load_trained_weights(policy: "PreTrainedModel", path: str) -> "PreTrainedModel":
     """Puts the weights of the checkpoint at ``path`` into ``policy``, and returns it.
 
     Raises:
         ConfigurationError: the weights are not this policy's.
     """
+    weights = read_weights(path)
+    check_trained(weights, policy, path)
     try:
         # Of a policy with adapters, checkpoints hold the adapters alone.
-        policy.load_state_dict(read_weights(path), strict=not has_adapters(policy))
+        policy.load_state_dict(weights, strict=not has_adapters(policy))
     except RuntimeError as error:
         cause = " ".join(str(error).split())
         raise ConfigurationError(f"the weights in {path} do not fit: {cause[:300]}", key="policy.path") from error
     return policy
+
+
+def check_trained(weights: dict[str, torch.Tensor], policy: torch.nn.Module, path: str) -> None:
+    """Refuses a checkpoint without all trained weights of ``policy``, or with other shapes.
+
+    Without this, adapters that are missing or of another name would stay untrained in silence.
+    """
+    adapted = has_adapters(policy)
+    for name, parameter in policy.named_parameters():
+        if adapted and not is_adapter(name):
+            continue
+        if name not in weights:
+            refuse(f"the weights in {path} do not fit: they lack {name}", "path")
+        if weights[name].shape != parameter.shape:
+            shapes = f"{tuple(weights[name].shape)}, the policy's is {tuple(parameter.shape)}"
+            refuse(f"the weights in {path} do not fit: the shape of {name} is {shapes}", "path")
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:
@@ -114,7 +142,7 @@ def _read_shards(folder: Path) -> dict[str, Any]:
     _load_state_dict(
         state,
         storage_reader=FileSystemReader(folder),
-        planner=_EmptyStateDictLoadPlanner(keys={"state_dict"}),
+        planner=_EmptyStateDictLoadPlanner(keys=set(SHARDED_WEIGHTS)),
         no_dist=True,
     )
-    return state
+    return {"state_dict": next((state[name] for name in SHARDED_WEIGHTS if name in state), {})}

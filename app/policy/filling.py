@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from app.policy.checkpoints import is_checkpoint, read_weights, trained_from
+from app.policy.checkpoints import check_trained, is_checkpoint, read_weights, seed_behind, trained_from
 from app.policy.lora import base_model, base_name, first_value, is_adapter
 from app.policy.sources import expanded, loading, refuse
 
@@ -72,8 +72,9 @@ def fill_shards(model: Any, settings: "PolicySettings", seed: int) -> None:
     shards = dict(model.named_parameters())
     if is_checkpoint(settings.path):
         assert settings.path is not None
-        fill_shards(model, trained_from(settings), seed)
+        fill_shards(model, trained_from(settings), seed_behind(settings.path, seed))
         trained = read_weights(settings.path)
+        check_trained(trained, model, settings.path)
         for name in filter(trained.__contains__, shards):
             _fill_rows(shards[name], lambda start, stop, name=name: trained[name][start:stop])  # type: ignore[misc]
         return

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.errors import ConfigurationError
-from app.policy.checkpoints import check_checkpoint, is_checkpoint, load_trained_weights, trained_from
+from app.policy.checkpoints import (
+    check_checkpoint,
+    is_checkpoint,
+    load_trained_weights,
+    seed_behind,
+    trained_from,
+)
 from app.policy.lora import add_adapters
 from app.policy.settings import PolicySettings
 from app.policy.sources import (
@@ -115,7 +121,8 @@ def load_policy(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
     """
     check(settings)
     if settings.path is not None and is_checkpoint(settings.path):
-        return load_trained_weights(load_policy(trained_from(settings), seed), settings.path)
+        origin = load_policy(trained_from(settings), seed_behind(settings.path, seed))
+        return load_trained_weights(origin, settings.path)
     return finished(_pretrained(settings) if settings.config is None else _new_model(settings, seed), settings, seed)
 
 

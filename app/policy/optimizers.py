@@ -15,7 +15,8 @@ class OptimizerSettings:
     """AdamW with warm-up.
 
     Attributes:
-        name: "adamw" (fused where torch offers it for the device) or "adamw8bit" (needs bitsandbytes and a GPU).
+        name: "adamw" (fused), or "adamw8bit": that of bitsandbytes, for whole parameters; running means of
+            tensors of at least 4,096 elements take a byte each.
         lr: peak learning rate.
         betas: decay of the running means of gradient and squared gradient.
         weight_decay: decoupled; on matrices only.

@@ -2,7 +2,8 @@
 
 - ``single``, ``ddp``: every rank holds the whole model.
 - ``fsdp2`` (``fully_shard``): every parameter is a DTensor, split by rows over all ranks. The model is built on the
-  meta device, and a rank keeps no more than its own rows of what it reads or draws.
+  meta device, and a rank keeps no more than its own rows of what it reads or draws. With ``offload`` these rows, their
+  gradients and optimiser states stay in host memory, and the optimiser steps there.
 - ``fsdp`` (FullyShardedDataParallel): flat parameters. Each rank first holds the whole model in host memory, and moves
   it to the device layer by layer as it is split.
 
@@ -24,6 +25,7 @@ from app.errors import ConfigurationError
 from app.policy.checkpoints import is_checkpoint, trained_from
 from app.policy.filling import fill_buffers, fill_shards
 from app.policy.lora import base_model
+from app.policy.precision import Autocast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,32 +47,72 @@ class Sharding:
         device: this rank's.
         precision: "32-true", "bf16-mixed" or "bf16-true".
         fsdp_options: keyword arguments of FullyShardedDataParallel, for kind "fsdp".
+        offload: whether a policy of kind "fsdp2" waits in host memory.
     """
 
     kind: Kind = "single"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: str = "32-true"
     fsdp_options: tuple[tuple[str, Any], ...] = ()
+    offload: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ConfigurationError(
                 f"must be one of {', '.join(PRECISIONS)}, got {self.precision!r}", key="trainer.precision"
             )
+        if self.offload and self.kind != "fsdp2":
+            instead = "FSDPStrategy has cpu_offload of its own" if self.kind == "fsdp" else "use fsdp2_offload.yaml"
+            raise ConfigurationError(f"is of ModelParallelStrategy alone: {instead}", key="model.policy_offload")
+
+    def check_backend(self) -> None:
+        """Refuses to offload where ranks cannot exchange what lies in host memory, before anything is loaded.
+
+        Norms of gradients and gathered weights are then sums and copies of tensors in host memory, of which nccl knows
+        nothing.
+        """
+        if self.offload and "cpu:" not in torch.distributed.get_backend_config():
+            raise ConfigurationError(
+                "tensors in host memory need a backend of their own beside nccl: set "
+                'trainer.strategy.init_args.process_group_backend to "cuda:nccl,cpu:gloo", as '
+                "configs/strategy/fsdp2_offload.yaml does",
+                key="model.policy_offload",
+            )
+
+    def check_policy(self, settings: "PolicySettings") -> None:
+        """Refuses dtypes that cannot be trained, before anything is loaded.
+
+        Raises:
+            ConfigurationError: bfloat16 parameters under a precision that promises float32 ones; adapters, which are
+                float32, beside others in one flat parameter.
+        """
+        if settings.dtype == "float32":
+            return
+        adapted = _origin(settings).lora is not None
+        if self.precision != "32-true" and not adapted:
+            raise ConfigurationError(
+                f"is {settings.dtype}, but precision {self.precision} trains float32 master weights: leave it out",
+                key="policy.dtype",
+            )
+        if self.kind == "fsdp" and adapted:
+            raise ConfigurationError(
+                f"is {settings.dtype} and adapters are float32, but FSDPStrategy makes one tensor of a layer's "
+                "parameters: leave it out, or use configs/strategy/fsdp2.yaml",
+                key="policy.dtype",
+            )
+
+    def compute_dtype(self, policy: Any) -> torch.dtype:
+        """The dtype of the policy's products of matrices: see the module's text on precision."""
+        return next(inner_model(policy).parameters()).dtype if self.precision == "32-true" else torch.bfloat16
 
     def load_policy(self, settings: "PolicySettings", seed: int) -> "PreTrainedModel":
         """The policy on this rank, in eval mode. Collective: every rank calls it.
 
         Raises:
-            ConfigurationError: see :func:`app.policy.models.load_policy`; bfloat16 parameters under a precision that
-                promises float32 ones.
+            ConfigurationError: see :meth:`check_policy` and :func:`app.policy.models.load_policy`.
         """
-        if self.precision != "32-true" and settings.dtype != "float32" and settings.lora is None:
-            raise ConfigurationError(
-                f"is {settings.dtype}, but precision {self.precision} trains float32 master weights: leave it out",
-                key="policy.dtype",
-            )
-        return self._load(settings, seed, frozen=False, offload=False)
+        self.check_policy(settings)
+        return self._load(settings, seed, frozen=False, offload=self.offload)
 
     def load_reference(self, settings: "PolicySettings", seed: int, offload: bool) -> "PreTrainedModel":
         """The policy's initial weights alone, frozen, and sharded as the policy is.
@@ -85,11 +127,10 @@ class Sharding:
     def _load(self, settings: "PolicySettings", seed: int, frozen: bool, offload: bool) -> "PreTrainedModel":
         from app.policy.models import load_policy
 
-        offload = offload and self.device.type != "cpu"
         if self.kind == "fsdp2":
             return self._load_fsdp2(settings, seed, frozen, offload)
         if self.kind == "fsdp":
-            return self._load_fsdp(settings, seed, frozen, offload)
+            return self._load_fsdp(settings, seed, frozen, offload and self.device.type != "cpu")
         model = load_policy(settings, seed)
         if frozen:
             model.requires_grad_(False)
@@ -98,7 +139,7 @@ class Sharding:
 
     def _with_autocast(self, model: "PreTrainedModel") -> "PreTrainedModel":
         if self.precision == "bf16-mixed" or (self.precision == "bf16-true" and self.kind in ("single", "ddp")):
-            _Autocast(self.device.type).attach(model)
+            Autocast(self.device.type).attach(model)
         return model
 
     def _load_fsdp2(self, settings: "PolicySettings", seed: int, frozen: bool, offload: bool) -> "PreTrainedModel":
@@ -108,14 +149,15 @@ class Sharding:
         from app.policy.models import empty_policy, finished
 
         origin = _origin(settings)
-        model = finished(empty_policy(origin), replace(origin, lora=settings.lora or origin.lora), seed)
+        model = finished(empty_policy(origin), origin, seed)
         if frozen:
             model.requires_grad_(False)
         low = torch.bfloat16 if self.precision == "bf16-true" else None
+        host = CPUOffloadPolicy(pin_memory=self.device.type != "cpu")
         options: dict[str, Any] = {
             "mesh": init_device_mesh(self.device.type, (torch.distributed.get_world_size(),)),
             "mp_policy": MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32),
-            "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
+            "offload_policy": host if offload else OffloadPolicy(),
         }
         for layer in _layers(model):
             fully_shard(layer, **options)
@@ -141,8 +183,8 @@ class Sharding:
         low = torch.float32 if self.precision == "32-true" else torch.bfloat16
         options: dict[str, Any] = {
             "mixed_precision": MixedPrecision(low, torch.float32, torch.float32),
-            "use_orig_params": True,
             **dict(self.fsdp_options),
+            "use_orig_params": True,
         }
         if offload:
             options["cpu_offload"] = CPUOffload(True)
@@ -150,26 +192,6 @@ class Sharding:
         wrapped = FSDP(model, auto_wrap_policy=ModuleWrapPolicy(classes), device_id=self.device, **options)
         wrapped.matrix_names, wrapped.low_precision = matrices, low is torch.bfloat16
         return cast("PreTrainedModel", wrapped)
-
-
-class _Autocast:
-    """Runs a model's forward pass in bfloat16 where torch.autocast thinks it safe, whoever calls the model."""
-
-    def __init__(self, device_type: str) -> None:
-        self._device_type = device_type
-        self._open: list[torch.autocast] = []
-
-    def attach(self, model: torch.nn.Module) -> None:
-        model.register_forward_pre_hook(self._enter)
-        model.register_forward_hook(self._exit, always_call=True)
-
-    def _enter(self, *_: Any) -> None:
-        context = torch.autocast(self._device_type, dtype=torch.bfloat16, cache_enabled=False)
-        context.__enter__()
-        self._open.append(context)
-
-    def _exit(self, *_: Any) -> None:
-        self._open.pop().__exit__(None, None, None)
 
 
 def _origin(settings: "PolicySettings") -> "PolicySettings":
@@ -235,9 +257,9 @@ def _unsharded(model: Any) -> Iterator[None]:
     from torch.distributed.fsdp import FSDPModule
 
     model.set_reshard_after_forward(False)
-    # One pass gathers layer by layer, in the order and on the streams of training; what it gathers then stays.
-    model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=_device_of(model)), use_cache=False)
     try:
+        # One pass gathers layer by layer, in the order and on the streams of training; what it gathers then stays.
+        model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=_device_of(model)), use_cache=False)
         yield
     finally:
         for module in model.modules():
@@ -260,7 +282,9 @@ def _summoned(model: Any) -> Iterator[None]:
     low = torch.autocast(_device_of(model).type, torch.bfloat16, enabled=model.low_precision)
     with FSDP.summon_full_params(model, writeback=False):
         for wrapper in wrappers:
-            wrapper.forward = low(wrapper.module.__call__)
+            wrapper.forward = wrapper.module.__call__
+        # Of the whole model alone: one context that is entered again inside itself would stay on for ever.
+        model.forward = low(model.forward)
         try:
             yield
         finally:
@@ -270,8 +294,10 @@ def _summoned(model: Any) -> Iterator[None]:
 
 def _device_of(model: Any) -> torch.device:
     """Where the model computes; offloaded parameters lie elsewhere."""
-    buffer = next(model.buffers(), None)
-    return next(model.parameters()).device if buffer is None else buffer.device
+    buffer, parameter = next(model.buffers(), None), next(model.parameters())
+    if buffer is not None:
+        return buffer.device
+    return torch.device(parameter.device_mesh.device_type) if is_fsdp2(model) else parameter.device
 
 
 @contextlib.contextmanager

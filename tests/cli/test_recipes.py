@@ -65,7 +65,7 @@ def test_every_recipe_is_known_here() -> None:
     assert sorted(EXPECTED) == MODELS
     assert sorted(APPLICATIONS) == METHODS
     assert sorted(DATA) == ["dapo17k", "deepscaler", "gsm8k", "math12k", "orz57k"]
-    assert {"single", "ddp", "fsdp2"} <= set(STRATEGIES)
+    assert STRATEGIES == ["ddp", "fsdp", "fsdp2", "fsdp2_offload", "single"]
 
 
 # ── shrunk stand-ins for what is on the hub ──
@@ -207,9 +207,11 @@ def test_every_strategy_by_dry_run(
     arguments = stack("model/qwen2.5-7b", "method/grpo_lambda_trace_both", "data/math12k", problems=problems)
     arguments += ["--config", f"configs/strategy/{strategy}.yaml"]
     ranks = 1 if strategy == "single" else 4
-    out = checked(capsys, arguments, policies["qwen2.5-7b"], "--trainer.devices", str(ranks))
+    options = ["--trainer.devices", str(ranks)] + (["--trainer.accelerator", "gpu"] if strategy == "fsdp" else [])
+    out = checked(capsys, arguments, policies["qwen2.5-7b"], *options)
     assert f"{'  prompts':<30}{32 // ranks:>16}{32:>16}" in out
     assert ("gathered weights" in out) == strategy.startswith("fsdp")
+    assert ("in host memory" in out) == strategy.endswith("offload")
 
 
 def test_vllm_by_dry_run(capsys: pytest.CaptureFixture, policies: dict[str, Path], problems: Path) -> None:

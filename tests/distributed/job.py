@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning import Callback
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from app.policy.lora import LoraSettings
 from app.policy.models import PolicySettings
@@ -21,6 +21,7 @@ from app.policy.sharding import whole_weights
 from app.rewards.functions import ImportedReward, RewardSample
 from app.rollout.engine import SamplingSettings
 from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint
+from tests.distributed.fsdp_on_cpu import FSDPOnCPU
 from tests.running import (
     always_one,
     digit_share,
@@ -33,15 +34,11 @@ from tests.running import (
 )
 
 
-class FSDPOnCPU(FSDPStrategy):
-    """Lightning refuses FullyShardedDataParallel without a GPU by the strategy's type alone."""
-
-
-def strategy(name: str, sharded_checkpoint: bool) -> Any:
+def strategy(name: str, sharded_checkpoint: bool, **options: Any) -> Any:
     if name == "fsdp2":
-        return ModelParallelStrategy(save_distributed_checkpoint=sharded_checkpoint)
+        return ModelParallelStrategy(save_distributed_checkpoint=sharded_checkpoint, **options)
     if name == "fsdp":
-        return FSDPOnCPU(state_dict_type="sharded" if sharded_checkpoint else "full")
+        return FSDPOnCPU(state_dict_type="sharded" if sharded_checkpoint else "full", **options)
     return {"single": "auto", "ddp": "ddp"}[name]
 
 
@@ -75,6 +72,7 @@ class Recorder(Callback):
         policy = pl_module.policy
         self.seen["weights"] = whole_weights(policy, everywhere=True)
         self.seen["master_dtypes"] = {parameter.dtype for parameter in policy.parameters()}
+        self.seen["autocast"] = torch.is_autocast_enabled("cpu")
         self.seen["kept"] = sum(getattr(p, "_local_tensor", p).numel() for p in policy.parameters())
 
 
@@ -83,7 +81,11 @@ def make(job: dict[str, Any]) -> tuple[Any, Any, list[Callback]]:
     folder = Path(job["folder"])
     optimizer = OptimizerSettings(**({"lr": 1e-3, "warmup_iterations": 2} | job.get("optimizer", {})))
     lora = LoraSettings(**job["lora"]) if "lora" in job else None
-    policy = PolicySettings(path=job["path"]) if "path" in job else policy_settings(job.get("kind", "llama"))
+    policy = (
+        PolicySettings(path=job["path"])
+        if "path" in job
+        else policy_settings(job.get("kind", "llama"), **job.get("config", {}))
+    )
     policy = replace(policy, lora=lora, **job.get("policy", {}))
     module = make_module(job.get("objective"), optimizer=optimizer, policy=policy, **job.get("module", {}))
     benchmarks = {"benchmarks": make_benchmarks(5), "benchmark_batch_size": 2} if job.get("evaluate") else {}
@@ -107,7 +109,7 @@ def run(job: dict[str, Any]) -> None:
     trainer = make_trainer(
         folder,
         [*callbacks, recorder],
-        strategy=strategy(job["strategy"], job.get("sharded_checkpoint", True)),
+        strategy=strategy(job["strategy"], job.get("sharded_checkpoint", True), **job.get("strategy_options", {})),
         devices=job["ranks"],
         precision=job.get("precision", "32-true"),
     )

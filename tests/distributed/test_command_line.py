@@ -56,8 +56,11 @@ def test_torchrun_trains_and_evaluates_in_shards(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in exported.values()} == {torch.float32}
 
 
-def test_lightning_starts_its_own_ranks(tmp_path: Path) -> None:
-    strategy = ["--config", "configs/strategy/ddp.yaml", "--trainer.devices", "2"]
+@pytest.mark.parametrize("name", ["ddp", "fsdp2_offload"])
+def test_lightning_starts_its_own_ranks(tmp_path: Path, name: str) -> None:
+    strategy = ["--config", f"configs/strategy/{name}.yaml", "--trainer.devices", "2"]
+    if name == "fsdp2_offload":  # the file's backends are those of GPUs
+        strategy += ["--trainer.strategy.init_args.process_group_backend", "gloo"]
     output = run_command([sys.executable, *configuration(tmp_path, "sft"), *strategy])
     assert "MEMBER: 2/2" in output
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")

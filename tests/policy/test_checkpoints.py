@@ -9,6 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from app.errors import ConfigurationError
+from app.policy.lora import LoraSettings, is_adapter
 from app.policy.models import PolicySettings, check_path, load_policy, load_reference, load_tokenizer, save_policy
 from tests.running import equal_weights, policy_settings
 
@@ -36,10 +37,11 @@ def test_a_checkpoint_gives_the_trained_weights_and_the_runs_tokenizer(checkpoin
     assert own.get_vocab() == trained.get_vocab()
 
 
-def test_shards_give_the_same(checkpoint: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["state_dict", "model"])  # ModelParallelStrategy's, and FSDPStrategy's
+def test_shards_give_the_same(checkpoint: Any, tmp_path: Path, name: str) -> None:
     path, settings, weights = checkpoint
     folder = tmp_path / "sharded.ckpt"
-    dcp.save({"state_dict": torch.load(path)["state_dict"], "optimizer_0": {"x": torch.ones(2)}}, checkpoint_id=folder)
+    dcp.save({name: torch.load(path)["state_dict"], "optimizer_0": {"x": torch.ones(2)}}, checkpoint_id=folder)
     torch.save({"policy_settings": asdict(settings)}, folder / "meta.pt")
     assert equal_weights(weights_of(folder), weights)
 
@@ -67,6 +69,35 @@ def test_weights_of_another_policy_are_refused(checkpoint: Any, tmp_path: Path) 
     torch.save(content, path)
     with pytest.raises(ConfigurationError, match=r"policy.path: the weights in .* do not fit"):
         weights_of(path)
+
+
+def adapters(**changes: Any) -> PolicySettings:
+    return replace(policy_settings(), lora=LoraSettings(**({"r": 2} | changes)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda state: state.popitem(), "they lack base_model.+lora_B"),
+        (lambda state: state.clear(), "they lack base_model.+lora_A"),
+        (lambda state: state.update({next(iter(state)): torch.zeros(3, 32)}), r"shape of base_model.+ is \(3, 32\)"),
+    ],
+)
+def test_adapters_that_lack_or_differ_are_refused(tmp_path: Path, spoil: Any, reason: str) -> None:
+    """Frozen weights are not in such a checkpoint: what is not there must not be taken for one of them."""
+    settings, path = adapters(), tmp_path / "adapters.ckpt"
+    state = {f"policy.{n}": t for n, t in load_policy(settings, 3).state_dict().items() if is_adapter(n)}
+    torch.save({"state_dict": state, "policy_settings": asdict(settings)}, path)
+    assert weights_of(path)
+    spoil(state)
+    torch.save({"state_dict": state, "policy_settings": asdict(settings)}, path)
+    with pytest.raises(ConfigurationError, match=f"policy.path: the weights in .* do not fit: .*{reason}"):
+        weights_of(path)
+
+
+def test_new_adapters_on_a_checkpoint_are_refused(checkpoint: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"policy\.lora: .* start from an export"):
+        weights_of(checkpoint[0], lora=LoraSettings(r=2))
 
 
 @pytest.mark.parametrize("content", [{"state_dict": {}}, ["a list"]])

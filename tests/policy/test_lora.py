@@ -12,10 +12,19 @@ from transformers import AutoModelForCausalLM
 from app.errors import ConfigurationError
 from app.policy.checkpoints import read_weights
 from app.policy.lora import LoraSettings, adapters_off, is_adapter
-from app.policy.models import load_policy
+from app.policy.models import PolicySettings, load_policy
 from app.rollout.weight_sync import policy_weights
 from callbacks import HFExport, IterationCheckpoint
-from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, policy_settings, weights_of
+from tests.running import (
+    equal_weights,
+    fit,
+    make_data,
+    make_module,
+    make_rollouts,
+    make_trainer,
+    policy_settings,
+    weights_of,
+)
 
 LORA = LoraSettings(r=4, alpha=8.0)
 IDS = torch.arange(3, 27).view(2, 12)
@@ -118,3 +127,31 @@ def test_settings_out_of_range_are_refused(changes: dict[str, Any], key: str) ->
 def test_layers_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="q_prog"):
         load_policy(replace(policy_settings(), lora=LoraSettings(target_modules=("q_prog",))))
+
+
+def test_of_a_checkpoint_with_adapters_the_reference_has_them_too(trained: tuple[Any, Path], tmp_path: Path) -> None:
+    """The initial policy is what was trained before, not its base: the first iteration sees no divergence from it."""
+    saved = trained[1] / "checkpoints/iteration-000003.ckpt"
+    module = make_module({"beta": 0.1}, policy=PolicySettings(path=str(saved)), seed=11)
+    fit(tmp_path, module, make_data(iterations=1), [make_rollouts()])
+    assert not any(parameter.requires_grad for parameter in module.reference.parameters())
+    assert equal_weights(dict(module.reference.state_dict()), weights_of(trained[0]))
+    assert not equal_weights(weights_of(module), weights_of(trained[0]))
+    assert torch.equal(module.experience.ref_log_probs, module.experience.old_log_probs)
+
+
+def test_a_checkpoint_of_adapters_on_new_weights_draws_the_same_ones_again(trained: tuple[Any, Path]) -> None:
+    """They are in no file: the checkpoint says by which seed."""
+    saved = trained[1] / "checkpoints/iteration-000003.ckpt"
+    assert equal_weights(load_policy(PolicySettings(path=str(saved)), 11).state_dict(), weights_of(trained[0]))
+
+
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=4, alpha=16.0), LoraSettings(r=2, alpha=8.0)])
+def test_resuming_with_other_adapters_is_refused(
+    trained: tuple[Any, Path], tmp_path: Path, lora: LoraSettings | None
+) -> None:
+    module = make_module(policy=replace(policy_settings(), lora=lora))
+    saved = str(trained[1] / "checkpoints/iteration-000003.ckpt")
+    trainer = make_trainer(tmp_path, [make_rollouts()])
+    with pytest.raises(ConfigurationError, match=r"model\.policy\.lora: .* was trained with \{'r': 4, 'alpha': 8.0"):
+        trainer.fit(module, datamodule=make_data(), ckpt_path=saved, weights_only=True)

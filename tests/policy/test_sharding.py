@@ -1,7 +1,6 @@
 """Sharding in one process: precision, refusals, numbering. What needs two ranks is in ``tests/distributed``."""
 
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +132,64 @@ def test_8_bit_optimisers_are_refused_on_shards() -> None:
         check_optimizer(OptimizerSettings(name="adamw8bit"), sharded=True)
 
 
-@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
-def test_8_bit_optimisers_are_refused_without_their_library_before_anything_loads(tmp_path: Path) -> None:
-    module = make_module(optimizer=OptimizerSettings(name="adamw8bit"))
-    with pytest.raises(ConfigurationError, match="bitsandbytes"):
+def test_adapters_beside_a_low_base_are_refused_in_flat_parameters() -> None:
+    settings = replace(policy_settings(), dtype="bfloat16", lora=LoraSettings(r=2))
+    Sharding(kind="fsdp2").check_policy(settings)
+    Sharding(kind="fsdp").check_policy(replace(settings, dtype="float32"))
+    with pytest.raises(ConfigurationError, match=r"policy\.dtype: is bfloat16 and adapters are float32"):
+        Sharding(kind="fsdp").check_policy(settings)
+
+
+# ── offloading ──
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [
+        ("single", "use fsdp2_offload.yaml"),
+        ("ddp", "use fsdp2_offload.yaml"),
+        ("fsdp", "FSDPStrategy has cpu_offload of its own"),
+    ],
+)
+def test_only_fsdp2_offloads_the_policy(kind: Any, instead: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"model\.policy_offload: .*{instead}"):
+        Sharding(kind=kind, offload=True)
+
+
+def test_one_process_refuses_to_offload_before_anything_loads(tmp_path: Path) -> None:
+    module = make_module(policy_offload=True)
+    with pytest.raises(ConfigurationError, match=r"model\.policy_offload"):
         fit(tmp_path, module, make_data(iterations=1), [make_rollouts()])
     assert not hasattr(module, "policy")
+
+
+@pytest.mark.parametrize(
+    ("backend", "enough"), [("nccl", False), ("cuda:nccl,cpu:gloo", True), ("gloo", True), ("cpu:gloo", True)]
+)
+def test_offloading_needs_a_backend_for_host_memory(
+    monkeypatch: pytest.MonkeyPatch, backend: str, enough: bool
+) -> None:
+    from torch.distributed.distributed_c10d import Backend, BackendConfig
+
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: str(BackendConfig(Backend(backend))))
+    Sharding(kind="fsdp2").check_backend()
+    offloaded = Sharding(kind="fsdp2", offload=True)
+    if enough:
+        offloaded.check_backend()
+        return
+    with pytest.raises(ConfigurationError, match="cuda:nccl,cpu:gloo"):
+        offloaded.check_backend()
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_a_policy_in_host_memory_stays_there_when_the_module_moves(offload: bool) -> None:
+    """The meta device stands for a GPU here: Lightning moves the whole module to it."""
+    module = make_module()
+    module.configure_model()
+    module.register_buffer("other", torch.zeros(1))
+    module.sharding = Sharding(kind="fsdp2", offload=offload)
+    assert module.to("meta") is module
+    assert module.device.type == "meta"
+    assert module.other.is_meta
+    assert {parameter.is_meta for parameter in module.policy.parameters()} == {not offload}
+    assert "policy" in dict(module.named_children())
