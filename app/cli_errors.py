@@ -5,7 +5,6 @@ signatures before it, so that a misspelt key or class is named whole.
 """
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import re
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, closest
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
@@ -201,9 +200,9 @@ def _paths(values: Any) -> Iterator[list[str]]:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """``; did you mean X?`` where something valid is near, else the list of what is valid."""
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
+    near = closest(name, known)
+    if near:
+        return f"; did you mean {near}?"
     return f"; there are {', '.join(sorted(known))}" if known else ""
 
 

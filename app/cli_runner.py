@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from app.cli_checks import check_parts
 from app.cli_errors import Source, check_keys, configuration_error, explain, parameters, read_sources
@@ -127,7 +127,10 @@ class GRPOLambdaCLI(LightningCLI):
         config["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in given)
         if config.get("enable_progress_bar") is not False:
             callbacks.append(IterationProgress())
-        return self._instantiate_trainer(config | kwargs, callbacks)
+        try:
+            return self._instantiate_trainer(config | kwargs, callbacks)
+        except (ValueError, MisconfigurationException) as error:  # such as a strategy that cannot run on this device
+            raise ConfigurationError(" ".join(str(error).split()), key="trainer") from error
 
 
 def run(arguments: list[str]) -> int:

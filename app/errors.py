@@ -1,4 +1,7 @@
-"""The one error that the command line turns into a single line and exit code 2."""
+"""The one error that the command line turns into a single line and exit code 2, and what its messages share."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class ConfigurationError(ValueError):
@@ -12,3 +15,28 @@ class ConfigurationError(ValueError):
     def __init__(self, message: str, key: str | None = None) -> None:
         super().__init__(f"{key}: {message}" if key else message)
         self.key = key
+
+
+def closest(written: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of ``valid`` that ``written`` was probably meant to be, or None."""
+    return next(iter(get_close_matches(written, list(valid), n=1, cutoff=cutoff)), None)
+
+
+def require_choice(value: str, choices: Iterable[str], key: str, listed: bool = True) -> None:
+    """Raises :class:`ConfigurationError` unless ``value`` is one of ``choices``.
+
+    The nearest one is named and, if ``listed``, all of them.
+    """
+    names = list(choices)
+    if value in names:
+        return
+    near = closest(str(value), names)
+    hint = f"; did you mean {near!r}?" if near else ""
+    options = f"; choose one of {', '.join(names)}" if listed else ""
+    raise ConfigurationError(f"unknown name {value!r}{hint}{options}", key=key)
+
+
+def require(holds: bool, rule: str, value: object, key: str) -> None:
+    """Raises :class:`ConfigurationError` saying ``rule`` and the value that broke it, unless it holds."""
+    if not holds:
+        raise ConfigurationError(f"{rule}, got {value}", key=key)

@@ -44,6 +44,7 @@ class Module:
     policy: Any
     tokenizer: Any
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compute_dtype: torch.dtype = torch.float32
 
 
 def build_module(size: str) -> Module:

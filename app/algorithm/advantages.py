@@ -6,8 +6,7 @@ Shapes: P prompts, G completions a prompt (a group).
 import torch
 from torch import Tensor
 
-from app.algorithm.checks import require, require_choice
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, require, require_choice
 
 SCALES = ("std", "none", "batch")
 EPSILON = 1e-4  # in every denominator, as in TRL: keeps nearly tied groups from exploding

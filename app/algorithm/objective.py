@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from app.algorithm.checks import require, require_choice
 from app.algorithm.traces import STYLES, accumulate, mean_weight, weights
+from app.errors import require, require_choice
 
 # e^20 ≈ 5e8 is past any clip. Beyond it exp is held flat: an overflow would turn the zero gradient of a
 # clipped token into 0·inf = NaN, and accumulated ratios do get there. Ratios up to the bound are untouched.

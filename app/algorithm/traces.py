@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from app.algorithm.checks import require, require_choice
+from app.errors import require, require_choice
 
 CHUNK = 128
 DIRECTIONS = ("backward", "forward")

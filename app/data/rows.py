@@ -1,6 +1,5 @@
 """From a raw row of a file or a dataset to a :class:`Problem`, or to the reason why it cannot be one."""
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from app.data.problems import Problem
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, closest
 from app.seeds import derive_seed
 
 AnswerFormat = Literal["plain", "integer", "after_hashes", "last_box", "list", "none"]
@@ -67,8 +66,8 @@ class RowSettings:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The tail of an error message: the valid names, and the one nearest to what was written."""
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    near = closest(name, names, cutoff=0.5)
+    hint = f"did you mean {near!r}? " if near else ""
     return f"{hint}There are: {', '.join(names) if names else 'none'}"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, require_choice
 from app.policy.checkpoints import (
     check_checkpoint,
     is_checkpoint,
@@ -29,7 +29,6 @@ from app.policy.sources import (
     nearest_sibling,
     quiet,
     refuse,
-    require_choice,
 )
 from app.policy.tokenizers import NewTokenizerSettings, new_tokenizer
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from app.errors import require_choice
 from app.policy.lora import LoraSettings
-from app.policy.sources import refuse, require_choice
+from app.policy.sources import refuse
 from app.policy.tokenizers import NewTokenizerSettings
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")

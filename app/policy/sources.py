@@ -4,11 +4,10 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, closest
 
 
 def check_source(source: str, key: str, needed: tuple[str, ...], one_of: tuple[str, ...]) -> None:
@@ -32,8 +31,8 @@ def check_source(source: str, key: str, needed: tuple[str, ...], one_of: tuple[s
 def nearest_sibling(path: Path) -> str:
     """ "; did you mean …?" with the name most like ``path``'s in its folder; empty where there is none."""
     names = os.listdir(path.parent) if path.parent.is_dir() else []
-    near = get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
+    near = closest(path.name, names)
+    return f"; did you mean {path.parent / near}?" if near else ""
 
 
 def expanded(source: str) -> str:
@@ -76,13 +75,3 @@ def quiet() -> Iterator[None]:
 def refuse(message: str, key: str) -> NoReturn:
     """Raises :class:`ConfigurationError`, blaming ``key`` of the policy's settings."""
     raise ConfigurationError(message, key=f"policy.{key}")
-
-
-def require_choice(value: str, choices: tuple[str, ...], key: str, listed: bool = True) -> None:
-    """Refuses a value that is none of ``choices``, naming the nearest one and, if ``listed``, all of them."""
-    if value in choices:
-        return
-    near = get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    options = f"; choose one of {', '.join(choices)}" if listed else ""
-    raise ConfigurationError(f"unknown name {value!r}{hint}{options}", key=key)

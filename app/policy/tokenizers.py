@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from app.policy.sources import refuse, require_choice
+from app.errors import require_choice
+from app.policy.sources import refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

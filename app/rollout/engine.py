@@ -103,6 +103,9 @@ class PolicyOwner(Protocol):
     @property
     def device(self) -> "torch.device": ...
 
+    @property
+    def compute_dtype(self) -> "torch.dtype": ...
+
 
 class RolloutEngine(Protocol):
     """Generates completions with the policy's current weights.

@@ -41,7 +41,7 @@ class VLLMEngine:
         placement: "colocated": in the trainer's process, weights handed over in memory. "separate": in processes
             started here, or at ``address``.
         address: host:port of ``python -m app.rollout.vllm_server``, for an engine on another machine.
-        dtype: float32, bfloat16 or float16; "policy" is the policy's own.
+        dtype: float32, bfloat16 or float16; "policy" is the one that the policy computes in (see trainer.precision).
         gpu_memory_share: of a GPU's memory, for the engine's weights and cache.
         kv_cache_gib: fixed size of the key-value cache instead; without a GPU 1 GiB where none is given.
         sleep_level: what a colocated engine gives back to training, where the platform can: 0 nothing; 1 keeps the
@@ -125,7 +125,7 @@ class VLLMEngine:
         started = time.perf_counter()
         self._ranks = self._ranks or RolloutRanks()
         model = inner_model(module.policy)
-        self._dtype = self.settings.engine_dtype(next(model.parameters()).dtype)
+        self._dtype = self.settings.engine_dtype(module.compute_dtype)
         self._vocab_size = model.config.vocab_size
         with tempfile.TemporaryDirectory(prefix="vllm-model-") as folder:
             write_model_files(model, module.tokenizer, Path(folder))

@@ -63,11 +63,10 @@ class SeparateEngines:
 
     def load(self, weights: Weights) -> None:
         """Hands over all weights and empties the prefix caches."""
-        cast = ((name, tensor.to(self.dtype)) for name, tensor in weights)
-        if self._shapes and all(self._transfers):
-            self._load_by_transfer(cast)
+        if self._shapes and all(self._transfers):  # an offloaded policy's weights lie in host memory
+            self._load_by_transfer((name, tensor.to(self.device, self.dtype)) for name, tensor in weights)
         else:
-            self._load_as_bytes(cast)
+            self._load_as_bytes((name, tensor.to(self.dtype)) for name, tensor in weights)
         for process in self.processes:
             process.ask({"op": "forget"})
 

@@ -91,7 +91,7 @@ class VLLMSettings:
             check_address(self.address)
 
     def engine_dtype(self, policy_dtype: torch.dtype) -> torch.dtype:
-        """What the engine computes in."""
+        """What the engine computes in, beside a policy that computes in ``policy_dtype``."""
         return policy_dtype if self.dtype == "policy" else DTYPES[self.dtype]
 
 

@@ -42,6 +42,7 @@ def _policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--rollouts.engine.class_path app.Nope", "rollouts.engine.class_path: no class app.Nope"),
         ("--model.objective.reduction constant", "model.objective.max_tokens: reduction 'constant' needs it"),
         ("--data.class_path SFTDataModule", "data"),
+        (f"--config {ROOT}/configs/strategy/fsdp.yaml --trainer.accelerator cpu", "trainer: The strategy `fsdp`"),
     ],
 )
 def test_wrong_input_gives_one_line_and_exit_code_2(

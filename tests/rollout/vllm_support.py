@@ -28,6 +28,7 @@ class Owner:
     policy: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compute_dtype: torch.dtype = torch.float32
 
 
 def owner(kind: str = "qwen2", seed: int = 0, **changes: object) -> Owner:
