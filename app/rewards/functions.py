@@ -4,7 +4,6 @@ A reward function is any object with a ``name`` that maps samples to as many sco
 sample. Classes here are constructed from a configuration file (``class_path`` and ``init_args``).
 """
 
-import difflib
 import importlib
 import inspect
 import logging
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from app.data.problems import Problem
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, closest
 from app.rewards.answers import boxed_answers, strip_thinking
 from app.rewards.grading import Grader, Verdict
 
@@ -179,8 +178,8 @@ def _import_function(path: str) -> Callable[[Sequence[RewardSample]], Sequence[f
         raise ConfigurationError(f"cannot import {module_name!r} of {path!r}: {error}", key="path") from error
     function = getattr(module, name, None)
     if function is None:
-        near = difflib.get_close_matches(name, dir(module), 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        near = closest(name, dir(module))
+        hint = f"; did you mean {near!r}?" if near else ""
         raise ConfigurationError(f"{module_name!r} has no {name!r}{hint}", key="path")
     if not callable(function):
         raise ConfigurationError(f"{path!r} is a {type(function).__name__}, not a function", key="path")
