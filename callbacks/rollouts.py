@@ -233,12 +233,14 @@ class RolloutCallback(Callback):
         """Preflight on the first rollout of a process, importance weights on every one."""
         if self.preflight_limit is not None and not self._preflight_done:
             self._preflight_done = True
+            assert self._ranks is not None, "setup comes first"
             check_first_rollout(
                 module.policy,
                 experience.tokens,
                 experience.sampler_log_probs,
                 experience.old_log_probs,
                 self.sampling,
+                self._ranks,
                 self.preflight_limit,
                 module.reference,
                 pad_rollout(experience.rollout, module.tokenizer, templated=False).to(module.device),

@@ -6,9 +6,8 @@ been other than the trainer thinks. The one that explains most of the difference
 Shapes: B rows, T completion tokens, V vocabulary.
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,10 @@ import torch
 from torch import Tensor
 
 from app.policy.logprobs import token_log_probs
+from app.policy.sharding import whole_parameters
 from app.rollout.engine import SamplingSettings
 from app.rollout.mismatch import log_ratios
+from app.rollout.ranks import RolloutRanks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,54 +62,47 @@ class MismatchError(RuntimeError):
         self.cause = cause
 
 
-def preflight(
-    sampler_log_probs: Tensor,
-    trainer_log_probs: Tensor,
-    mask: Tensor,
-    hypotheses: Callable[[], Iterator[Hypothesis]],
-    limit: float = 0.02,
-) -> float:
-    """The mean |difference| a token over the rows given, where it is within ``limit``.
-
-    Args:
-        sampler_log_probs: [B, T] as the engine reported them.
-        trainer_log_probs: [B, T] as the trainer evaluates them.
-        mask: [B, T] of real tokens.
-        hypotheses: called only where the limit is exceeded; their log-probs are [B, T] too.
-        limit: nats a token; engines in float32 differ by 1e-6, one in bfloat16 from a trainer in float32 by 0.03.
-
-    Raises:
-        MismatchError: the limit is exceeded.
-    """
-    difference = _distance(sampler_log_probs, trainer_log_probs, mask)
-    if difference <= limit:
-        return difference
-    cause, advice = _likeliest(sampler_log_probs, trainer_log_probs, mask, list(hypotheses()), difference)
-    raise MismatchError(difference, limit, cause, advice)
-
-
 def check_first_rollout(
     policy: "PreTrainedModel",
     tokens: "TokenBatch",
     sampler_log_probs: Tensor,
     trainer_log_probs: Tensor,
     sampling: SamplingSettings,
+    ranks: RolloutRanks,
     limit: float = 0.02,
     old_policy: "PreTrainedModel | None" = None,
     other_prompts: "TokenBatch | None" = None,
 ) -> float:
-    """:func:`preflight` with :func:`policy_hypotheses` over the first ``ROWS`` rows of a rollout ([B, T] tokens)."""
+    """The mean |difference| a token over the first ``ROWS`` rows of this rank, where no rank exceeds ``limit``.
+
+    Collective: where one does, all look for the cause, and the one that differs most names it on all of them.
+
+    Args:
+        policy: the trainer's, sharded or not.
+        tokens: the rollout, with [B, T] completions.
+        sampler_log_probs: [B, T] as the engine reported them.
+        trainer_log_probs: [B, T] as the trainer evaluates them.
+        sampling: as the trainer thinks that the engine draws.
+        ranks: those that learn together.
+        limit: nats a token; engines in float32 differ by 1e-6, one in bfloat16 from a trainer in float32 by 0.03.
+        old_policy, other_prompts: see :func:`policy_hypotheses`.
+
+    Raises:
+        MismatchError: the limit is exceeded.
+    """
     rows = range(min(ROWS, len(tokens)))
     few = tokens.select(rows)
-    width = few.completion_mask.shape[1]
+    mask = few.completion_mask
+    sampler, trainer = (each[: len(rows), : mask.shape[1]] for each in (sampler_log_probs, trainer_log_probs))
+    difference = _distance(sampler, trainer, mask)
+    if all(each <= limit for each in ranks.gathered([difference])[0]):
+        return difference
     others = None if other_prompts is None else other_prompts.select(rows)
-    return preflight(
-        sampler_log_probs[: len(rows), :width],
-        trainer_log_probs[: len(rows), :width],
-        few.completion_mask,
-        lambda: policy_hypotheses(policy, few, sampling, old_policy, others),
-        limit,
-    )
+    with whole_parameters(policy), whole_parameters(old_policy):
+        hypotheses = list(policy_hypotheses(policy, few, sampling, old_policy, others))
+    found = (difference, *_likeliest(sampler, trainer, mask, hypotheses, difference))
+    worst, cause, advice = max(ranks.gathered([found])[0])
+    raise MismatchError(worst, limit, cause, advice)
 
 
 def _distance(first: Tensor, second: Tensor, mask: Tensor) -> float:
@@ -151,7 +145,8 @@ def policy_hypotheses(
         yield from temperature_hypotheses(logits, tokens.completion_ids, sampling)
         yield from truncation_hypotheses(logits, tokens.completion_ids, sampling)
         yield _head_hypothesis(logits, bool(policy.config.tie_word_embeddings))
-        yield _precision_hypothesis(policy, tokens, sampling.temperature)
+        if next(policy.parameters()).dtype == torch.float32:
+            yield _precision_hypothesis(policy, tokens, sampling.temperature)
         if old_policy is not None:
             yield Hypothesis(
                 "stale weights",
@@ -229,14 +224,13 @@ def _head_hypothesis(logits: Tensor, tied: bool) -> Hypothesis:
 
 
 def _precision_hypothesis(policy: "PreTrainedModel", tokens: "TokenBatch", temperature: float) -> Hypothesis:
-    """The same policy at another precision: bfloat16 for a float32 one, float32 for others."""
-    dtype = next(policy.parameters()).dtype
-    other = torch.bfloat16 if dtype == torch.float32 else torch.float32
-    converted = copy.deepcopy(policy).to(other)
+    """The policy with its products in bfloat16, which is no copy of it: a sharded one could not be copied."""
+    with torch.autocast(tokens.input_ids.device.type, torch.bfloat16):
+        rounded = token_log_probs(policy, tokens, temperature).log_probs
     return Hypothesis(
         "dtype",
-        f"The difference is that of rounding: the policy computes in {dtype}. Set engine.dtype to the policy's, or "
-        "correct by importance weights.",
-        token_log_probs(converted, tokens, temperature).log_probs.float(),
+        "The difference is that of rounding, the policy computes in float32: set engine.dtype to policy, or correct by "
+        "importance weights.",
+        rounded,
         noise=True,
     )

@@ -1,9 +1,11 @@
-"""A rollout engine for tests that fails for good, as an engine does that rank 0 drives for all ranks."""
+"""Rollout engines for tests: one that fails for good on all ranks, one that is wrong on one of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from app.rollout.engine import Completion, GenerationRequest
 from app.rollout.faults import EngineFailure
+from app.rollout.ranks import rank_and_size
 from app.rollout.transformers_engine import TransformersEngine
 
 
@@ -24,3 +26,13 @@ class FailingEngine(TransformersEngine):
         if self.calls >= self.at_call:
             raise EngineFailure("died", "for a test")
         return super().generate(requests)
+
+
+class LyingEngine(TransformersEngine):
+    """Transformers, which on the second rank reports every token as likely as any other."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        groups = super().generate(requests)
+        if rank_and_size()[0] == 0:
+            return groups
+        return [[replace(row, log_probs=[-4.0] * len(row.log_probs)) for row in group] for group in groups]

@@ -1,26 +1,41 @@
-"""What a run leaves behind whose engine cannot be restarted."""
+"""Two ranks with an engine that cannot be restarted, or that is wrong on one of them."""
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.cli.small_run import last_checkpoint, small_run
 from tests.command_line import LIMIT_S, ROOT, environment
 
-ENGINE = {"class_path": "tests.cli.failing_engine.FailingEngine", "init_args": {"at_call": 3}}
+FAILING = "tests.cli.failing_engine.FailingEngine"
+LYING = "tests.cli.failing_engine.LyingEngine"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_ranks_stop_with_one_line_and_a_checkpoint(tmp_path: Path, strategy: str) -> None:
+pytestmark = pytest.mark.slow
+
+
+def run_two_ranks(folder: Path, engine: dict[str, Any], strategy: str) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ranks = ["--config", f"configs/strategy/{strategy}.yaml", "--trainer.devices", "2"]
-    command = [*launcher, "main.py", *small_run(tmp_path, ENGINE), *ranks]
+    command = [*launcher, "main.py", *small_run(folder, engine), *ranks]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 1
-    assert "error: the rollout engine failed again after a restart: for a test" in done.stderr
     assert "callbacks/rollouts.py" not in done.stderr  # no traceback of ours beside that of torchrun
+    return done
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_stop_with_one_line_and_a_checkpoint(tmp_path: Path, strategy: str) -> None:
+    done = run_two_ranks(tmp_path, {"class_path": FAILING, "init_args": {"at_call": 3}}, strategy)
+    assert "error: the rollout engine failed again after a restart: for a test" in done.stderr
     assert last_checkpoint(tmp_path).resolve().name == "iteration-000002.ckpt"
     assert last_checkpoint(tmp_path).is_dir() == (strategy == "fsdp2")
+
+
+def test_a_mismatch_on_one_rank_is_explained_by_all_of_a_sharded_policy(tmp_path: Path) -> None:
+    done = run_two_ranks(tmp_path, {"class_path": LYING}, "fsdp2")
+    assert done.stderr.count("error: on the first rollout engine and trainer differ by") == 2
+    assert done.stderr.count("Likely cause: stale weights. The engine draws all tokens alike") == 2

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +12,8 @@ from app.policy.logprobs import token_log_probs
 from app.policy.packing import TokenBatch, build
 from app.rollout.engine import SamplingSettings
 from app.rollout.mismatch import CorrectionSettings, importance_weights, mismatch_metrics
-from app.rollout.preflight import Hypothesis, MismatchError, check_first_rollout, completion_logits, preflight
+from app.rollout.preflight import MismatchError, check_first_rollout, completion_logits
+from app.rollout.ranks import RolloutRanks
 from tests.models import tiny_model
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()
@@ -155,18 +155,17 @@ def _cause(
     with torch.no_grad():
         own = token_log_probs(policy, tokens, trainers.temperature).log_probs
     with pytest.raises(MismatchError) as raised:
-        check_first_rollout(policy, tokens, reported, own, trainers, limit, **others)
+        check_first_rollout(policy, tokens, reported, own, trainers, RolloutRanks(), limit, **others)
     return raised.value.cause
 
 
-def test_preflight_passes_equal_distributions_without_trying_hypotheses(policy: PreTrainedModel) -> None:
-    def unasked() -> Iterator[Hypothesis]:
-        raise AssertionError("nothing is to be explained")
-
-    tokens = _sampled(policy, SamplingSettings(temperature=0.7))
-    reported = _reported(policy, tokens, SamplingSettings(temperature=0.7))
+def test_equal_distributions_pass(policy: PreTrainedModel) -> None:
+    sampling = SamplingSettings(temperature=0.7)
+    tokens = _sampled(policy, sampling)
     own = token_log_probs(policy, tokens, 0.7).log_probs
-    assert preflight(reported, own, tokens.completion_mask, unasked) < 1e-5
+    assert (
+        check_first_rollout(policy, tokens, _reported(policy, tokens, sampling), own, sampling, RolloutRanks()) < 1e-5
+    )
 
 
 @pytest.mark.parametrize(("engines", "trainers"), [(1.0, 0.6), (0.6, 1.0), (0.9, 0.7)])
