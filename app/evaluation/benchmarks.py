@@ -68,7 +68,7 @@ class BenchmarkSettings:
 
 
 def format_table(scores: Sequence["BenchmarkScores"], macro_average: Mapping[str, "Interval"]) -> str:
-    """The table that papers print: a row a benchmark, the macro average last; shares in percent.
+    """The table that papers print: a row a benchmark, the macro average of several last; shares in percent.
 
     Brackets hold 95 % bootstrap intervals over problems. A metric that a benchmark does not have, or that the
     benchmarks do not share, is "–". Completions that could not be graded are named below the table.
@@ -86,8 +86,9 @@ def format_table(scores: Sequence["BenchmarkScores"], macro_average: Mapping[str
         "no answer %",
     ]
     rows = [[each.name, str(each.problems), str(each.samples), *_cells(each.intervals, extra)] for each in scores]
-    total = str(sum(each.problems for each in scores))
-    rows.append(["macro average", total, "–", *_cells(macro_average, extra)])
+    if len(scores) > 1:
+        total = str(sum(each.problems for each in scores))
+        rows.append(["macro average", total, "–", *_cells(macro_average, extra)])
     notes = [note for each in scores for note in _ungraded(each)]
     return "\n".join([align([header, *rows]), *notes])
 

@@ -47,6 +47,7 @@ def test_table_has_a_row_a_benchmark_and_lines_up():
     titles = ["benchmark", "problems", "samples", "accuracy", "pass@1", "pass@2", "maj@k"]
     assert header.split()[:7] == titles
     assert header.endswith("mean tokens  truncated %  no answer %")
+    assert "macro" not in format_table(scores[:1], macro_average(scores[:1]))
     assert [line.split()[0] for line in lines[:3]] == ["aime24", "toy", "macro"]
     assert len({len(line) for line in (header, rule, *lines[:3])}) == 1
     interval = greedy.intervals["accuracy"]
