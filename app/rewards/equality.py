@@ -218,7 +218,7 @@ class _Equality:
         if numeral is answer and numeral.base != 10:
             return False
         digits = numeral.digits
-        return digits.replace(".", "").isdigit() and exact_value(scalar.node) == Fraction(digits)
+        return digits.lstrip("-").replace(".", "").isdigit() and exact_value(scalar.node) == Fraction(digits)
 
     def clocks(self, gold: Clock, answer: Clock) -> bool:
         return gold.time == answer.time and (gold.half == answer.half or not (gold.half and answer.half))

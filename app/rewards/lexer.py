@@ -123,8 +123,6 @@ def _command(name: str, spaced: bool) -> Token:
         return Token("relation", name, spaced)
     if name in _BRACKETS:
         return Token("char", _BRACKETS[name], spaced)
-    if name in ("and", "or"):
-        return Token("text", name, spaced)
     return Token("command", name, spaced)
 
 

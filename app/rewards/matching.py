@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
-from app.rewards.answer_types import Answer, Members
+from app.rewards.answer_types import Answer, Members, Numeral
 from app.rewards.equality import GoldOptions, equal_answers, gold_options
+from app.rewards.layout import without_clause
 from app.rewards.normalise import normalise
 from app.rewards.plain_text import strip_lead_in
 from app.rewards.reading import read_answers
@@ -25,6 +26,17 @@ def judge(gold: str, answer: str | None, extra: Mapping[str, Any]) -> Judgement:
         extra: the gold answer's row: ``error``, ``unit`` and ``is_multiple_answer`` are read.
     """
     options = gold_options(extra, canonical_unit)
+    verdict = _judge(gold, answer, options)
+    if verdict == "match" or (answer is None and verdict == "mismatch"):
+        return verdict
+    stated, clause = without_clause(spelling(gold))
+    given, own = (answer, "") if answer is None else without_clause(spelling(answer))
+    if not (clause or own) or (clause and own and clause != own):
+        return verdict
+    return _judge(stated if clause else gold, given if own else answer, options)
+
+
+def _judge(gold: str, answer: str | None, options: GoldOptions) -> Judgement:
     readings = _gold_readings(gold, options.multiple)
     symbolic = None if readings else parse_symbolic(spelling(gold))
     if answer is not None and same_spelling(gold, answer):
@@ -57,6 +69,8 @@ def _gold_readings(gold: str, multiple: bool) -> list[Answer]:
 
 
 def _any_equal(readings: list[Answer], answer: str, options: GoldOptions) -> bool:
+    if any(isinstance(reading, Numeral) and reading.digits == spelling(answer).upper() for reading in readings):
+        return True  # digits that are letters, without their base
     return any(
         equal_answers(reading, other, options) for other in read_answers(answer, lenient=True) for reading in readings
     )

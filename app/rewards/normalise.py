@@ -7,6 +7,7 @@ other than ``\\text{…}``, and one command where LaTeX has several.
 import re
 import unicodedata
 
+from app.rewards.layout import infix_as_prefix, lines_as_list
 from app.rewards.vocabulary import BEFORE_DELIMITERS, DISCARDED_ARGUMENT, DROPPED, FONTS, SYMBOLS, SYNONYMS, TEXT
 
 #: Stands for a thousands separator that cannot be a comma of a list (``{,}`` and ``,\!``).
@@ -27,13 +28,14 @@ _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
 
 _COMMAND = re.compile(r"\\([A-Za-z]+)\*?\s*")
 _SPACE_COMMAND = re.compile(r"\\[,;:> \n\t]|~")
-_ALIGNED = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|align\*|equation|equation\*|split|gathered|center)\}")
+_ALIGNED = re.compile(r"\\(?:begin|end)\s*\{(?:aligned|align|equation|split|gathered|gather|center)\*?\}")
 _ROMAN = re.compile(r"\\mathrm\s*\{([^{}]*)\}")
 _UNIT_LETTERS = "msghLNJWVKACFTHÅ"
 _ENDS_IN_NUMBER = re.compile(
     r"(?:(?<![\w^_.])(?<![\^_]\{)\d[\d.,]*|10\s*\^\s*\{?\s*-?\d+\s*\}?|\}\s*\{\s*\d+\s*\}|\d[\s~]*\\mu|\\(?:text|mathrm)\s*\{[^{}]*\})[\s~]*$"
 )
 _VECTOR = r"\\(?:vec|mathbf|boldsymbol|bm|hat)\s*\{?\s*[A-Za-z]\s*\}?(?:_\{?\w\}?)?"
+_UNIT_VECTOR = re.compile(r"\\hat\s*(?:\{\s*(?:\\mathbf\s*)?\{?\s*\\?([ijk])(?:math)?\s*\}?\s*\}|\s([ijk])\b)")
 _CROSS = re.compile(rf"(?<=\W)({_VECTOR}\s*)\\times(?=\s*{_VECTOR})")
 _DEGREE = re.compile(
     r"(?:\{\s*\})?\^\s*\{\s*\\(?:circ|degree)(?![A-Za-z])\s*\}|(?:\{\s*\})?\^\s*\\(?:circ|degree)(?![A-Za-z])"
@@ -55,7 +57,6 @@ _REWRITES = [
     (re.compile(r"(^|\\(?:cup|cap|in|setminus) |[={])\s*\]([^][,]*,[^][]*)(?=[][])"), r"\1(\2"),
     (re.compile(r"([(\[][^][,()]*,[^][()]*)\["), r"\1)"),
     (re.compile(r"(?<=\d)\s*[xX]\s*10\s?(?=\^)"), r"\\times 10"),
-    (re.compile(r"\{([^{}]*)\\choose\s([^{}]*)\}"), r"\\binom{\1}{\2}"),
     (re.compile(r"(\d*\.\d{0,20}?)(\d)\2\2\d{0,20}(?:\.\.\.|\s*\\[lc]?dots\s?)"), r"\1\\overline{\2}"),
     (re.compile(r"(?<=[.\d])\\dot\s*\{(\d)\}"), r"\\overline{\1}"),
     (re.compile(r"\\checkmark\s?|^\s*[*`]+|[*`]+\s*$"), ""),
@@ -65,7 +66,7 @@ _REWRITES = [
 def normalise(text: str) -> str:
     """The text in the spelling described above; linear in its length."""
     text = _LIBRARY_PREFIX.sub("", _plain_characters(text))
-    text = _latex_synonyms(_delimiters(text))
+    text = infix_as_prefix(_latex_synonyms(_delimiters(lines_as_list(text))))
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return re.sub(r"[ \t\r\n]+", " ", text).strip()
@@ -125,6 +126,7 @@ def _latex_synonyms(text: str) -> str:
     """One command where LaTeX has several; fonts and sizes removed."""
     text = re.sub(r"\\rm\s*\{", r"\\mathrm{", re.sub(r"\{\s*\\rm\s+([^{}]*)\}", r"\\mathrm{\1}", text))
     text = _CROSS.sub(r"\1\\cross ", " " + _ROMAN.sub(_roman, text))
+    text = _UNIT_VECTOR.sub(r"{\1\2}", text)
     pieces: list[str] = []
     position = 0
     for command in _COMMAND.finditer(text):

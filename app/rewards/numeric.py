@@ -266,6 +266,9 @@ class Evaluator:
     def _log(self, x: Any) -> Any:
         return self.mp.log(x) / (self.mp.log(self.log_base) if self.log_base else 1)
 
+    def _cis(self, x: Any) -> Any:
+        return self.mp.expj(x)
+
     def _lg(self, x: Any) -> Any:
         return self.mp.log(x) / self.mp.log(10)
 

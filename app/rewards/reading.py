@@ -33,6 +33,7 @@ from app.rewards.plain_text import (
 )
 from app.rewards.splitting import (
     BRACKETS,
+    LOGICAL,
     closing_index,
     double_signs,
     is_separator,
@@ -100,6 +101,8 @@ class _Reader:
         if len(parts) > MAX_ITEMS:
             raise UnreadableError("too many parts")
         items = [each for part in parts for each in self.plus_minus(part)]
+        if any(token.value in LOGICAL for token in tokens) and not all(isinstance(each, Relation) for each in items):
+            raise UnreadableError("a logical sign between something else than statements")
         return combined(items, joints(tokens)) if len(items) > 1 else items[0]
 
     def plus_minus(self, tokens: list[Token]) -> list[Answer]:
@@ -155,9 +158,9 @@ class _Reader:
 
     def set_expression(self, tokens: list[Token]) -> Answer:
         for index, depth in walk_backwards(tokens):
-            token = tokens[index]
-            if depth == 0 and token.kind == "command" and token.value in _SET_SIGNS and 0 < index < len(tokens) - 1:
-                return SetOperation(token.value, self.set_expression(tokens[:index]), self.term(tokens[index + 1 :]))
+            sign = _set_sign(tokens, index) if depth == 0 and 0 < index < len(tokens) - 1 else None
+            if sign:
+                return SetOperation(sign, self.set_expression(tokens[:index]), self.term(tokens[index + 1 :]))
         return self.term(tokens)
 
     def term(self, tokens: list[Token]) -> Answer:
@@ -286,11 +289,19 @@ def _system(tokens: list[Token]) -> list[list[Token]]:
     return [[token for token in row if token.kind != "char" or token.value != ","] for row in rows if row]
 
 
+def _set_sign(tokens: list[Token], index: int) -> str | None:
+    """The set operation that a token stands for; a minus before a set takes it away."""
+    token = tokens[index]
+    if token.kind == "command" and token.value in _SET_SIGNS:
+        return token.value
+    return "setminus" if token.value == "-" and tokens[index + 1].value == "\\{" else None
+
+
 def _ends_in_degrees(tokens: list[Token]) -> bool:
     """Whether a degree sign ends the value itself, and not the argument of a function without brackets."""
     if len(tokens) < 2 or tokens[-1].kind != "command" or tokens[-1].value != "degree":
         return False
-    return not any(token.kind in ("command", "word") and token.value in FUNCTIONS for token in tokens)
+    return not any(token.kind in ("command", "word", "text") and token.value in FUNCTIONS for token in tokens)
 
 
 def _is_set_variable(tokens: list[Token]) -> bool:

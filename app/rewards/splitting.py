@@ -5,6 +5,8 @@ from collections.abc import Callable
 from app.rewards.lexer import Token
 
 BRACKETS = {"(": ")", "[": "]", "\\{": "\\}", "⟨": "⟩"}
+#: Signs that join statements.
+LOGICAL = {"land": "and", "lor": "or"}
 _OPENING = (*BRACKETS, "{", "⌊", "⌈")
 _CLOSING = (*BRACKETS.values(), "}", "⌋", "⌉")
 
@@ -32,6 +34,8 @@ def is_separator(token: Token) -> bool:
     """Whether a token stands between members of a list."""
     if token.kind == "char":
         return token.value in (",", ";")
+    if token.kind == "command":
+        return token.value in LOGICAL
     return token.kind in ("text", "word") and token.value.strip(" ,;.").lower() in ("and", "or", "")
 
 
@@ -41,7 +45,7 @@ def joints(tokens: list[Token]) -> set[str]:
 
     def note(token: Token) -> bool:
         if is_separator(token) and token.kind != "char":
-            found.add(token.value.strip(" ,;.").lower())
+            found.add(LOGICAL.get(token.value, token.value.strip(" ,;.").lower()))
         return False
 
     split(tokens, note)

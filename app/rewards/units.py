@@ -4,7 +4,7 @@ import re
 from collections import Counter
 
 from app.rewards.lexer import Token
-from app.rewards.vocabulary import names
+from app.rewards.vocabulary import FUNCTIONS, names
 
 _ALIASES = {
     "m": "meter metre",
@@ -195,6 +195,8 @@ def split_unit(tokens: list[Token], bare_letters: bool) -> tuple[list[Token], st
     for index, token in enumerate(tokens):
         depth += {"(": 1, "{": 1, "[": 1, ")": -1, "}": -1, "]": -1}.get(token.value, 0)
         if depth or index == 0 or tokens[index - 1].value in ("_", "^", "{"):
+            continue
+        if token.value in FUNCTIONS:
             continue
         if (token.kind == "text" and _is_phrase(token.value)) or _bare_unit(tokens, index, bare_letters):
             return (tokens[:index], _phrase(tokens[index:])) if _all_phrase(tokens[index:]) else None

@@ -89,6 +89,7 @@ SYNONYMS = {
     **dict.fromkeys(("neq",), "ne"),
     **dict.fromkeys(("approxeq", "simeq", "cong"), "approx"),
     **dict.fromkeys(("varnothing", "O"), "emptyset"),
+    **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb", "dotsm", "dotso"), "ldots"),
     **dict.fromkeys(("ast", "star"), "times"),
     **dict.fromkeys(("backslash",), "setminus"),
     **dict.fromkeys(("mid", "vert", "lvert", "rvert"), "|"),
@@ -105,8 +106,8 @@ SYNONYMS = {
     **dict.fromkeys(("arccosh",), "arcosh"),
     **dict.fromkeys(("imath", "i"), "iunit"),
     **dict.fromkeys(("infin",), "infty"),
-    **dict.fromkeys(("land", "wedge"), "and"),
-    **dict.fromkeys(("lor", "vee"), "or"),
+    **dict.fromkeys(("wedge",), "land"),
+    **dict.fromkeys(("vee",), "lor"),
     **dict.fromkeys(("colon",), ":"),
     **dict.fromkeys(("R",), "reals"),
     **dict.fromkeys(("bmod", "mod"), "pmod"),
@@ -123,14 +124,14 @@ TEXT = names(
     "text mbox textbf textit textrm textnormal textsf texttt textsc textup emph operatorname hbox mathop mathrm"
 )
 FONTS = names(
-    "mathbf boldsymbol bm mathit mathsf mathtt mathcal mathscr mathfrak underline boxed fbox pmb vec hat "
+    "mathbf boldsymbol bm mathit mathsf mathtt mathcal mathscr mathfrak underline boxed fbox pmb vec "
     "textcolor color bold mathbin mathrel mathord cancel smash overrightarrow"
 )
 DISCARDED_ARGUMENT = names("phantom hphantom hspace vspace label tag color textcolor kern mspace")
 
 FUNCTIONS = names(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch arsinh arcosh "
-    "artanh asin acos atan asinh acosh atanh exp ln log lg sgn sign erf Re Im arg max min gcd lcm det abs"
+    "artanh asin acos atan asinh acosh atanh exp ln log lg sgn sign erf Re Im arg cis max min gcd lcm det abs"
 )
 SPELLED = {"tg": "tan", "ctg": "cot", "arctg": "arctan", "cosec": "csc", "asin": "arcsin", "acos": "arccos"}
 SPELLED |= {"atan": "arctan", "asinh": "arsinh", "acosh": "arcosh", "atanh": "artanh", "arcsinh": "arsinh"}
@@ -138,7 +139,7 @@ SPELLED |= {"arctanh": "artanh", "arccosh": "arcosh", "sign": "sgn"}
 GREEK = names(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
     "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega varsigma ell hbar Re Im aleph mho nabla partial odot oplus "
-    "otimes prime triangle angle perp parallel bot top square dagger flat sharp natural ldots cdots dots"
+    "otimes prime triangle angle perp parallel bot top square dagger flat sharp natural"
 )
 _LATEX_ONLY = names("ell nabla partial odot oplus prime square angle triangle perp dagger top bot")
 WORDS = (GREEK - _LATEX_ONLY - {"nu", "mu", "xi"}) | {"pi", "infty", "sqrt"}
