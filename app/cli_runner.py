@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from app.cli_checks import check_parts
 from app.cli_errors import Source, check_keys, configuration_error, explain, parameters, read_sources
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, DivergenceError
 from app.rewards.functions import RewardError
 from app.rollout.faults import EngineFailure
 from app.rollout.preflight import MismatchError
@@ -142,7 +142,7 @@ def run(arguments: list[str]) -> int:
         sources = read_sources(arguments[1:])
         check_keys(sources, _top_level(arguments[0]))
         _start(arguments)
-    except (EngineFailure, MismatchError, RewardError, WeightSyncError) as error:
+    except (DivergenceError, EngineFailure, MismatchError, RewardError, WeightSyncError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except SIGTERMException:  # which ends with 0 otherwise, as if the run were complete

@@ -1,4 +1,4 @@
-"""The one error that the command line turns into a single line and exit code 2, and what its messages share."""
+"""The errors that the command line turns into a single line, and what the messages of bad settings share."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -15,6 +15,10 @@ class ConfigurationError(ValueError):
     def __init__(self, message: str, key: str | None = None) -> None:
         super().__init__(f"{key}: {message}" if key else message)
         self.key = key
+
+
+class DivergenceError(RuntimeError):
+    """Training has left the finite numbers; all ranks raise it together."""
 
 
 def closest(written: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -9,7 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, DivergenceError
 from app.rollout.faults import EngineFailure
 from callbacks.run_folder import run_folder
 
@@ -62,7 +62,7 @@ class IterationCheckpoint(Checkpoint):
         """Saves, unless the update was half done, nothing is new, or other ranks may wait elsewhere."""
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
         saved = any(f"iteration-{done:06d}" in path for path in self._saved)
-        together = trainer.world_size == 1 or isinstance(exception, EngineFailure)  # which is one of all ranks
+        together = trainer.world_size == 1 or isinstance(exception, DivergenceError | EngineFailure)  # of all ranks
         if together and self._steps == trainer.global_step and done and not saved:
             self._save_iteration(trainer, done)
         if self._saved:

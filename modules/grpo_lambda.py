@@ -169,7 +169,7 @@ class GRPOLambdaModule(PolicyModule):
             loss = self._loss(experience, advantages, part, total, idle, sums)
             # Strategies average gradients over ranks; the normaliser is already global, so the sum is wanted.
             self.accumulate(loss * self.trainer.world_size, last=index + 1 == count)
-        sums.add("grad_norm", self.optimizer_step_clipped())
+        self.optimizer_step_clipped(sums)
 
     def _rows_with_gradient(self, advantages: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """At β = 0 a row without advantage has no gradient; leaving it out is exact and saves its passes."""

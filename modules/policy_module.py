@@ -15,15 +15,20 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from lightning.pytorch.utilities import rank_zero_warn
 
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, DivergenceError
 from app.policy.lora import has_adapters, is_adapter
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings, build_optimizer, check_optimizer, lr_factor, number_by_model
 from app.policy.sharding import Kind, Sharding, clip_gradients, trained_parameters
+from app.rollout.metric_sums import MetricSums
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_NOT_FINITE = 3
+"""Optimiser steps in a row with a gradient that is not finite, after which nothing would get better."""
 
 
 class PolicyModule(LightningModule):
@@ -51,6 +56,7 @@ class PolicyModule(LightningModule):
         self.policy_offload = policy_offload
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.sharding = Sharding()
+        self._not_finite = 0  # optimiser steps in a row that were left out
 
     def setup(self, stage: str) -> None:
         """Reads from the trainer how the policy is to lie on the ranks."""
@@ -116,13 +122,34 @@ class PolicyModule(LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def optimizer_step_clipped(self) -> torch.Tensor:
-        """Clips the gradient's global norm, steps and clears; returns the norm before clipping."""
+    def optimizer_step_clipped(self, sums: MetricSums) -> None:
+        """Clips the gradient's global norm, steps and clears; the norm before clipping goes to ``sums``.
+
+        A gradient that is not finite would turn every weight into NaN: its step is left out, which is logged.
+
+        Raises:
+            DivergenceError: so were the ones before it.
+        """
         optimizer = self.optimizers()
         norm = clip_gradients(self.policy, self.optimizer_settings.max_grad_norm)
-        optimizer.step()
+        finite = bool(norm.isfinite())  # the norm of all ranks: they agree
+        if finite:
+            optimizer.step()
+            sums.add("grad_norm", norm)
         optimizer.zero_grad()
-        return norm
+        sums.add("updates/not_finite", float(not finite))
+        self._not_finite = 0 if finite else self._not_finite + 1
+        if not finite:
+            self._report_not_finite()
+
+    def _report_not_finite(self) -> None:
+        where = f"iteration {self.trainer.fit_loop.epoch_loop.batch_idx + 1}"
+        if self._not_finite >= MAX_NOT_FINITE:
+            raise DivergenceError(
+                f"the gradient was not finite in {self._not_finite} optimiser steps in a row, up to {where}: the weights "
+                "are those before them; lower model.optimizer.lr, or go on from an earlier checkpoint"
+            )
+        rank_zero_warn(f"{where}: the gradient is not finite; this optimiser step is left out")
 
     def accumulate(self, loss: torch.Tensor, last: bool) -> None:
         """Backward pass of one of a step's micro-batches, of which only the ``last`` one exchanges gradients under DDP.

@@ -45,7 +45,7 @@ class SFTModule(PolicyModule):
             self.accumulate(loss / total * self.trainer.world_size, last=index + 1 == len(parts))
             sums.add("loss", loss / tokens, tokens)
             sums.add("mean_token_accuracy", right / tokens, tokens)
-        sums.add("grad_norm", self.optimizer_step_clipped())
+        self.optimizer_step_clipped(sums)
         sums.add("lr", self.advance_schedule())
         self.log_dict(sums.reduce(self.gather_objects), rank_zero_only=True)
 

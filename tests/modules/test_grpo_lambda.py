@@ -9,7 +9,7 @@ from lightning import Callback
 
 from app.algorithm.advantages import group_advantages
 from app.algorithm.objective import policy_objective
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, DivergenceError
 from app.policy.logprobs import token_log_probs
 from app.policy.optimizers import OptimizerSettings
 from callbacks import IterationCheckpoint
@@ -95,6 +95,44 @@ def test_a_rollout_of_tied_groups_is_counted_and_changes_no_weight(tmp_path: Pat
     assert recorder.metrics[-1]["updates/skipped"] == 1
     assert recorder.metrics[-1]["frac_reward_zero_std"] == 1
     assert recorder.metrics[-1]["reward"] == 1
+
+
+class NotFinite(Callback):
+    """Lets one gradient overflow in the backward passes of the iterations given."""
+
+    def __init__(self, *iterations: int) -> None:
+        self.iterations = iterations
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx in self.iterations:
+            weight = next(pl_module.policy.parameters())
+            self.hook = weight.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([0]), torch.inf))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx in self.iterations:
+            self.hook.remove()
+
+
+def test_a_gradient_that_is_not_finite_costs_its_step_alone(tmp_path: Path) -> None:
+    recorder, module = Recorder(), make_module()
+    with pytest.warns(UserWarning, match="iteration 2: the gradient is not finite; this optimiser step is left out"):
+        fit(tmp_path, module, make_data(), [make_rollouts(), recorder, NotFinite(1)])
+    assert [metrics["updates/not_finite"] for metrics in recorder.metrics] == [0, 1, 0]
+    assert equal_weights(recorder.weights[1], recorder.weights[2])
+    after = weights_of(module)
+    assert not equal_weights(recorder.weights[2], after)
+    assert all(weight.isfinite().all() for weight in after.values())
+
+
+def test_gradients_that_stay_not_finite_end_the_run_with_a_whole_checkpoint(tmp_path: Path) -> None:
+    recorder, module = Recorder(), make_module(mini_batches=2)
+    checkpoint = IterationCheckpoint(every_n_iterations=50, folder=str(tmp_path))
+    callbacks = [make_rollouts(), recorder, NotFinite(1, 2), checkpoint]
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(DivergenceError, match=r"3 optimiser steps in a row"):
+        fit(tmp_path, module, make_data(iterations=4), callbacks)
+    saved = torch.load(tmp_path / "iteration-000002.ckpt", weights_only=False)["state_dict"]
+    kept = {name.removeprefix("policy."): weight for name, weight in saved.items()}
+    assert equal_weights(recorder.weights[1], {name: kept[name] for name in recorder.weights[1]})
 
 
 def test_updates_are_passes_times_mini_batches(tmp_path: Path) -> None:
