@@ -146,7 +146,7 @@ class PolicyModule(LightningModule):
         where = f"iteration {self.trainer.fit_loop.epoch_loop.batch_idx + 1}"
         if self._not_finite >= MAX_NOT_FINITE:
             raise DivergenceError(
-                f"the gradient was not finite in {self._not_finite} optimiser steps in a row, up to {where}: the weights "
+                f"the gradient was not finite in {self._not_finite} optimiser steps in a row, up to {where}: weights "
                 "are those before them; lower model.optimizer.lr, or go on from an earlier checkpoint"
             )
         rank_zero_warn(f"{where}: the gradient is not finite; this optimiser step is left out")

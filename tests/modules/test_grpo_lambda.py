@@ -128,7 +128,7 @@ def test_gradients_that_stay_not_finite_end_the_run_with_a_whole_checkpoint(tmp_
     recorder, module = Recorder(), make_module(mini_batches=2)
     checkpoint = IterationCheckpoint(every_n_iterations=50, folder=str(tmp_path))
     callbacks = [make_rollouts(), recorder, NotFinite(1, 2), checkpoint]
-    with pytest.warns(UserWarning, match="left out"), pytest.raises(DivergenceError, match=r"3 optimiser steps in a row"):
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(DivergenceError, match="3 optimiser steps"):
         fit(tmp_path, module, make_data(iterations=4), callbacks)
     saved = torch.load(tmp_path / "iteration-000002.ckpt", weights_only=False)["state_dict"]
     kept = {name.removeprefix("policy."): weight for name, weight in saved.items()}
