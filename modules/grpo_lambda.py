@@ -114,6 +114,7 @@ class GRPOLambdaModule(PolicyModule):
                 log_probs[rows, :width] = statistics.log_probs
                 if entropy is not None and statistics.entropy is not None:
                     entropy[rows, :width] = statistics.entropy
+        self.wait_for_device()  # its time is logged
         return TokenStatistics(log_probs, entropy)
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
@@ -127,6 +128,7 @@ class GRPOLambdaModule(PolicyModule):
             for rows in self._mini_batch_rows(experience.rewards.shape):
                 self._update(experience, advantages, rows, sums)
         sums.add("lr", self.advance_schedule())
+        self.wait_for_device()
         sums.add("time/train", time.perf_counter() - started)
         self.log_dict(sums.reduce(self.gather_objects), rank_zero_only=True)
 

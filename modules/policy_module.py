@@ -167,6 +167,11 @@ class PolicyModule(LightningModule):
         schedule.step()
         return lr
 
+    def wait_for_device(self) -> None:
+        """Waits for work that is queued on a GPU: a clock that is read now shows what it took."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def sum_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of ``value`` over all ranks, on each of them."""
         return self.trainer.strategy.reduce(value.clone(), reduce_op="sum")
