@@ -178,7 +178,7 @@ class Flops:
         return 2 * self.layers * tokens + 2 * self.head * completion_tokens + 2 * self.attention * tokens**2
 
     def training(self, rows: Sequence[tuple[int, int]]) -> float:
-        """Forward and backward passes (twice a forward one) of fully trained weights; what is recomputed does not count."""
+        """Forward and backward passes (twice a forward one), all weights trained; what is recomputed does not count."""
         return 3 * sum(self.forward(*row) for row in rows)
 
 
