@@ -1,6 +1,5 @@
 """Sums by name, so that means weigh micro-batches and ranks by what they hold."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ class MetricSums:
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._maxima: dict[str, float] = {}
-        self._minima: dict[str, float] = {}
+        self._maxima: dict[str, torch.Tensor] = {}
+        self._minima: dict[str, torch.Tensor] = {}
 
     def add(self, name: str, value: torch.Tensor | float, weight: torch.Tensor | float = 1.0) -> None:
         """A scalar mean ``value`` over ``weight`` tokens, rows or updates. Waits for no device."""
@@ -34,11 +33,12 @@ class MetricSums:
         self.add(name, known.mean() if len(known) else 0.0, len(known))
 
     def extremes(self, values: torch.Tensor, lowest: str | None = None, highest: str | None = None) -> None:
-        """Keeps the smallest and the largest of ``values`` on any rank under the names given."""
+        """Keeps the smallest and the largest of ``values`` on any rank under the names given. Waits for no device."""
+        smallest, largest = values.detach().aminmax()
         if lowest:
-            self._minima[lowest] = min(float(values.min()), self._minima.get(lowest, math.inf))
+            self._minima[lowest] = smallest.minimum(self._minima.get(lowest, smallest))
         if highest:
-            self._maxima[highest] = max(float(values.max()), self._maxima.get(highest, -math.inf))
+            self._maxima[highest] = largest.maximum(self._maxima.get(highest, largest))
 
     def reduce(self, gather: Gather) -> dict[str, float]:
         """Name → mean, minimum or maximum over all that was added on any rank; a mean over nothing is left out.
@@ -47,7 +47,8 @@ class MetricSums:
             gather: takes this rank's dictionary and returns those of all ranks.
         """
         sums = {name: pair.tolist() for name, pair in self._sums.items()}
-        ranks = gather({"sums": sums, "minima": self._minima, "maxima": self._maxima})
+        minima, maxima = ({name: float(x) for name, x in found.items()} for found in (self._minima, self._maxima))
+        ranks = gather({"sums": sums, "minima": minima, "maxima": maxima})
         found: dict[str, float] = {}
         for name in {name: None for rank in ranks for name in rank["sums"]}:
             pairs = [rank["sums"][name] for rank in ranks if name in rank["sums"]]
