@@ -208,10 +208,12 @@ class RolloutCallback(Callback):
         started = time.perf_counter()
         tokens = pad_rollout(rollout, module.tokenizer).to(module.device)
         temperature, reference = self.sampling.temperature, module.reference
-        old = module.evaluate_tokens(module.policy, tokens, temperature, with_entropy=True)
-        ref = module.evaluate_tokens(reference, tokens, temperature).log_probs if reference else None
-        sampler = sampler_log_probs(rollout, tokens)
         rewards, loss_mask = self._treat_truncated(rollout, tokens)
+        plan = module.plan_updates(tokens, rewards, loss_mask)
+        evaluate = partial(module.evaluate_tokens, tokens=tokens, temperature=temperature, parts=plan.passes)
+        old = evaluate(module.policy, with_entropy=True)
+        ref = evaluate(reference).log_probs if reference else None
+        sampler = sampler_log_probs(rollout, tokens)
         rollout.seconds["log_probs"] = time.perf_counter() - started
         experience = Experience(
             rollout=rollout,
@@ -224,6 +226,7 @@ class RolloutCallback(Callback):
             entropy=old.entropy,
             temperature=temperature,
             metrics=MetricSums(),
+            plan=plan,
         )
         self._compare_with_engine(module, experience)
         record_experience(experience)

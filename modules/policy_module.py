@@ -71,7 +71,7 @@ class PolicyModule(LightningModule):
         self.sharding.check_backend()
         self.sharding.check_policy(self.policy_settings)
         _check_mesh(strategy)
-        check_optimizer(self.optimizer_settings, sharded=self.sharding.kind in ("fsdp", "fsdp2"))
+        check_optimizer(self.optimizer_settings, sharded=self.sharding.sharded)
         # Lightning's own plugins would turn the master weights into bfloat16, or run traces and loss in it.
         strategy.precision_plugin = FSDPPrecision("32-true") if isinstance(strategy, FSDPStrategy) else Precision()
 
