@@ -134,7 +134,7 @@ class VLLMEngine:
 
     def _open(self, folder: Path, device: torch.device) -> int:
         """Starts the backend; returns the longest prompt and completion together."""
-        settings, local = self.settings, self._local_settings()
+        settings, local = self.settings, self._local_settings(device)
         self._backend = (
             SeparateEngines(settings, local, device) if self._separate else Colocated(local, settings.sleep_level)
         )
@@ -145,8 +145,9 @@ class VLLMEngine:
             raise
         return self._backend.max_model_len
 
-    def _local_settings(self) -> LocalEngineSettings:
-        settings = self.settings
+    def _local_settings(self, device: torch.device) -> LocalEngineSettings:
+        settings, index, together = self.settings, device.index or 0, self._together
+        launched = not self._separate and (together.size > 1 or index > 0)
         return LocalEngineSettings(
             dtype=str(self._dtype).removeprefix("torch."),
             gpu_memory_share=settings.gpu_memory_share,
@@ -157,7 +158,8 @@ class VLLMEngine:
             prefix_caching=settings.prefix_caching,
             sleep=not self._separate and settings.sleep_level > 0,
             seed=settings.seed,
-            external_launcher=not self._separate and self._together.size > 1,
+            rank=together.rank if launched else None,
+            device_index=index,
         )
 
     @property
