@@ -48,7 +48,7 @@ class VLLMEngine:
             weights in host memory; 2 drops them, and the next round of generation takes them from the policy again.
         tensor_parallel_size: GPUs of one separate engine.
         data_parallel_size: separate engines that share the requests, each of ``tensor_parallel_size`` GPUs.
-        devices: the separate engines' GPUs by number; by default the first ones.
+        devices: the separate engines' GPUs by number among those that the trainer sees; by default the first ones.
         max_model_len: longest prompt and completion together; by default the model's own limit.
         max_sequences: completions decoded at once.
         prefix_caching: a prompt's keys and values are computed once for all its completions.
