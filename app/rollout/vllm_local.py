@@ -77,7 +77,8 @@ class LocalEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._owns_process_group = not torch.distributed.is_initialized()
-        with process_as_it_was(), eager():
+        # Lightning validates in inference mode; weights that are made in it could not be replaced outside.
+        with torch.inference_mode(False), process_as_it_was(), eager():
             try:
                 self.llm = _build(folder, settings)
             except BaseException:
@@ -88,7 +89,7 @@ class LocalEngine:
 
     def reload(self, weights: Weights) -> None:
         """Takes over weights in memory, by copying."""
-        with eager(), torch.no_grad():
+        with torch.inference_mode(False), eager(), torch.no_grad():
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
 
     def call(self, method: str, *args: Any) -> list[Any]:

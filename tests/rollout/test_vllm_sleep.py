@@ -65,9 +65,11 @@ class SleepingWorker:
 
 @contextlib.contextmanager
 def started(module: Owner, level: int) -> Iterator[VLLMEngine]:
-    """An engine that believes that it can sleep."""
+    """An engine that believes that it can sleep, started and given weights as in a validation."""
     engine = VLLMEngine(kv_cache_gib=0.25, sleep_level=level)
-    engine.start(module)
+    with torch.inference_mode():
+        engine.start(module)
+        engine.sync(module)
     engine._backend.engine.can_sleep = True
     try:
         yield engine
