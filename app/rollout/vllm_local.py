@@ -200,6 +200,7 @@ def launcher_environment(rank: int, device_index: int) -> dict[str, str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     return environment
 
 

@@ -81,6 +81,7 @@ def test_what_torchrun_would_have_told_vllm(monkeypatch: pytest.MonkeyPatch) -> 
         "LOCAL_RANK": "3",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
     }
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert launcher_environment(9, 1) == {"RANK": "9", "LOCAL_RANK": "1"}
