@@ -58,7 +58,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 def started(module: Owner, backend: str, monkeypatch: pytest.MonkeyPatch, **settings: object) -> VLLMEngine:
     monkeypatch.setattr("app.rollout.vllm_separate.choose_transfer", lambda *_: backend)
-    engine = VLLMEngine(placement="separate", kv_cache_gib=0.25, generate_timeout_s=60, **settings)
+    engine = VLLMEngine(placement="separate", kv_cache_gib=0.25, generate_timeout_s=180, **settings)
     engine.start(module)
     return engine
 
@@ -128,6 +128,6 @@ def _kill_and_wait(engine: VLLMEngine) -> object:
         ended = threading.Event()
         destroy = self.destroy
         self.destroy = lambda: (destroy(), ended.set())
-        assert ended.wait(20), "nobody ended the broadcast"
+        assert ended.wait(60), "nobody ended the broadcast"
 
     return broadcast
