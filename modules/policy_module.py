@@ -154,11 +154,19 @@ class PolicyModule(LightningModule):
     def accumulate(self, loss: torch.Tensor, last: bool) -> None:
         """Backward pass of one of a step's micro-batches, of which only the ``last`` one exchanges gradients under DDP.
 
-        Sharded strategies exchange them each time: what it costs is less than the memory of whole gradients.
+        Sharded strategies exchange them each time: what it costs is less than the memory of whole gradients. FSDP with
+        parameters in host memory does not: what it has exchanged there, the next exchange overwrites.
         """
-        wait = not last and isinstance(self.trainer.strategy, DDPStrategy)
-        with self.trainer.strategy.block_backward_sync() if wait else contextlib.nullcontext():
+        with contextlib.nullcontext() if last else self._without_exchange():
             self.manual_backward(loss)
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[Any]:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            return strategy.block_backward_sync()
+        if isinstance(strategy, FSDPStrategy) and strategy.cpu_offload.offload_params:
+            return self.policy.no_sync()
+        return contextlib.nullcontext()
 
     def advance_schedule(self) -> float:
         """Ends an iteration: steps the schedule and returns the learning rate that the iteration ran at."""
