@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from app.errors import ConfigurationError
 from app.rollout.faults import EngineFailure
+from app.stopping import StopRequested
 from callbacks.run_folder import run_folder
 
 
@@ -18,7 +19,7 @@ class IterationCheckpoint(Checkpoint):
     """Keeps ``iteration-<n>.ckpt``, ``last.ckpt`` (a link to the newest) and ``best.ckpt``.
 
     A checkpoint is written under another name and renamed, so that a kill leaves the former one whole. A run that
-    an error or Ctrl-C ends between two updates saves the iterations behind it first.
+    an error or a signal ends between two updates saves the iterations behind it first.
 
     Args:
         every_n_iterations: how often; the last iteration is always saved.
@@ -62,7 +63,7 @@ class IterationCheckpoint(Checkpoint):
         """Saves, unless the update was half done, nothing is new, or other ranks may wait elsewhere."""
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
         saved = any(f"iteration-{done:06d}" in path for path in self._saved)
-        together = trainer.world_size == 1 or isinstance(exception, EngineFailure)  # which is one of all ranks
+        together = trainer.world_size == 1 or isinstance(exception, EngineFailure | StopRequested)  # of all ranks
         if together and self._steps == trainer.global_step and done and not saved:
             self._save_iteration(trainer, done)
         if self._saved:
@@ -99,6 +100,7 @@ class IterationCheckpoint(Checkpoint):
             _link(path, path.parent / "last.ckpt")
             for old in outdated:
                 _remove(Path(old))
+        trainer.strategy.barrier()  # no rank ends before: launchers then take the others for failed, and kill them
         rank_zero_info(f"checkpoint of iteration {done}: {path}")
 
     @staticmethod
