@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -10,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from app.cli_checks import check_parts
@@ -20,6 +21,7 @@ from app.rewards.functions import RewardError
 from app.rollout.faults import EngineFailure
 from app.rollout.preflight import MismatchError
 from app.rollout.weight_sync import WeightSyncError
+from app.slurm import noted_checkpoint
 from app.stopping import STOP, StopRequested
 from callbacks import (
     BenchmarkEvaluation,
@@ -104,6 +106,13 @@ class GRPOLambdaCLI(LightningCLI):
         else:
             self.trainer = self.instantiate_trainer()
 
+    def before_fit(self) -> None:
+        """A job that SLURM has restarted goes on, whatever its command says of an older checkpoint."""
+        noted = noted_checkpoint(Path(self.trainer.default_root_dir))
+        if noted is not None:
+            rank_zero_info(f"SLURM has restarted this job: it goes on from {noted}")
+            self.config_init[self.subcommand]["ckpt_path"] = noted
+
     def _dry_run(self) -> None:
         from app.dry_run import Parts, dry_run
 
@@ -146,7 +155,7 @@ def run(arguments: list[str]) -> int:
         return 1
     except StopRequested as stop:
         rank_zero_only(print)(stop, file=sys.stderr)
-        STOP.wait_for_children()
+        STOP.finish()
         return stop.exit_code
     except Exception as error:
         root = configuration_error(error)

@@ -47,7 +47,7 @@ class RunStop:
     """What this process knows of signals, which are the process's own: there is one object, :data:`STOP`.
 
     Attributes:
-        received: the number of the signal that arrived here; 0 for none.
+        received: the number of the signal that arrived here, or that all ranks agreed on; 0 for none.
         stopping: whether the run is on its way out; further signals than Ctrl-C change nothing then.
     """
 
@@ -142,7 +142,7 @@ class RunStop:
             return
         agreed = self._ranks.largest(self.received)
         if agreed:
-            self.stopping = True
+            self.received, self.stopping = agreed, True
             self._adopted, self._children[:] = list(self._children), []
             raise StopRequested(agreed)
 
@@ -168,8 +168,13 @@ class RunStop:
         self._open, self.stopping = False, self._alone
         raise StopRequested(self.received)
 
-    def wait_for_children(self) -> None:
-        """Returns when the ranks that this process started have ended; one that hangs is killed."""
+    def finish(self) -> None:
+        """For the end of a run that was stopped: returns when the ranks that this process started have ended, of which
+        one that hangs is killed, and has this process end with its exit code, though schedulers and torchrun repeat
+        SIGTERM while the interpreter, which takes its handlers back, shuts down."""
+        for number in self._before:
+            if number != signal.SIGINT:
+                signal.signal(number, signal.SIG_IGN)
         for child in self._adopted:
             try:
                 child.wait(CHILDREN_LIMIT_S)

@@ -50,12 +50,14 @@ class IterationCheckpoint(Checkpoint):
         self.folder = folder
         self.best_score: float | None = None
         self._saved: list[str] = []
-        self._steps = -1  # optimiser steps at the end of the last iteration
+        # Optimiser steps and the logger's step at the end of the last iteration.
+        self._steps = self._logged = -1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done, self._steps = batch_idx + 1, trainer.global_step
+        self._logged = trainer.fit_loop.epoch_loop._batches_that_stepped
         if done % self.every_n_iterations == 0 or done == trainer.num_training_batches:
             self._save_iteration(trainer, done)
 
@@ -65,9 +67,28 @@ class IterationCheckpoint(Checkpoint):
         saved = any(f"iteration-{done:06d}" in path for path in self._saved)
         together = trainer.world_size == 1 or isinstance(exception, EngineFailure | StopRequested)  # of all ranks
         if together and self._steps == trainer.global_step and done and not saved:
+            self._rewind(trainer)
             self._save_iteration(trainer, done)
-        if self._saved:
-            rank_zero_info(f"to go on from there: --ckpt_path {Path(self._saved[-1]).parent / 'last.ckpt'}")
+        if self.last is not None:
+            rank_zero_info(f"to go on from there: --ckpt_path {self.last}")
+
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint; None before there is one."""
+        return Path(self._saved[-1]).parent / "last.ckpt" if self._saved else None
+
+    def _rewind(self, trainer: Trainer) -> None:
+        """Sets Lightning's counters back to the end of the last iteration, where other checkpoints are saved: with what
+        was only begun among them, a resumed run would evaluate and log an iteration late."""
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = self._logged
+        batches, evaluated = loop.batch_progress, loop.val_loop.batch_progress
+        for count in (batches.total, batches.current):
+            count.ready = count.started = count.processed
+            count.completed = count.processed - 1
+        batches.is_last_batch = batches.current.processed >= trainer.num_training_batches
+        for count in (evaluated.total, evaluated.current):
+            count.ready = count.started = count.processed = count.completed
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or trainer.state.fn != "fit":

@@ -1,13 +1,17 @@
 """Ctrl-C, SIGTERM and SLURM's warning end a run between two updates, on all ranks together."""
 
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from lightning.pytorch.utilities import rank_zero_info
 
 from app.rollout.ranks import RolloutRanks
+from app.slurm import note_checkpoint, requeue_job
 from app.stopping import STOP
+from callbacks.iteration_checkpoint import IterationCheckpoint
 
 
 class StopOnSignal(Callback):
@@ -34,9 +38,26 @@ class _NotedSignals(_SignalConnector):
 
     def register_signal_handlers(self) -> None:
         """Called by the trainer when everything is loaded. Until then a signal ends the process as ever."""
-        environment = self.trainer._accelerator_connector.cluster_environment
-        warning = [environment.requeue_signal] if isinstance(environment, SLURMEnvironment) else []
+        warning = [] if self._slurm is None else [self._slurm.requeue_signal]
         STOP.install(self._ranks, getattr(self.trainer.strategy.launcher, "procs", []), warning)
 
     def teardown(self) -> None:
+        """Called by the trainer when everything is saved."""
         STOP.restore()
+        if STOP.stopping and self._slurm is not None and self.trainer.is_global_zero:
+            self._prepare_restart(self._slurm)
+
+    @property
+    def _slurm(self) -> SLURMEnvironment | None:
+        environment = self.trainer._accelerator_connector.cluster_environment
+        return environment if isinstance(environment, SLURMEnvironment) else None
+
+    def _prepare_restart(self, slurm: SLURMEnvironment) -> None:
+        """SLURM may restart the job after SIGTERM by itself; after its warning it is asked to, as Lightning does."""
+        saving = [each for each in self.trainer.callbacks if isinstance(each, IterationCheckpoint)]
+        last = saving[0].last if saving else None
+        if last is not None:
+            note_checkpoint(Path(self.trainer.default_root_dir), last)
+        if slurm.auto_requeue and STOP.received == slurm.requeue_signal:
+            refusal = "the job is not requeued: there is no checkpoint that it could go on from"
+            rank_zero_info(refusal if last is None else requeue_job())
