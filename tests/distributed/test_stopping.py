@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,6 +26,7 @@ PAUSING = "tests.cli.pausing.PausingUpdate"
 LAUNCHERS = {
     "lightning": [sys.executable],
     "torchrun": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "slurm": [sys.executable, "-m", "tests.distributed.srun"],
 }
 
 
@@ -33,11 +35,11 @@ class StoppableRun:
 
     Args:
         folder: of its configuration, checkpoints and export.
-        launcher: that starts the ranks.
         strategy: one of configs/strategy.
+        launcher: of LAUNCHERS, that starts the ranks.
     """
 
-    def __init__(self, folder: Path, launcher: str, strategy: str) -> None:
+    def __init__(self, folder: Path, strategy: str, launcher: str) -> None:
         self.folder, self.pauses = folder, folder / "pauses"
         engine = {"class_path": "tests.cli.pausing.PausingEngine", "init_args": {"folder": str(self.pauses)}}
         arguments = small_run(folder, engine)
@@ -52,7 +54,7 @@ class StoppableRun:
         }
         (folder / "ranks.yaml").write_text(yaml.safe_dump(settings))
         files = ["--config", str(folder / "ranks.yaml"), "--config", f"configs/strategy/{strategy}.yaml"]
-        self.command = [*LAUNCHERS[launcher], "main.py", *arguments, *files]
+        self.command, self.launcher = ["main.py", *arguments, *files], launcher
 
     def rollout(self, call: int) -> list[str]:
         """Options for a pause in a call of the engine, evaluations' included."""
@@ -63,17 +65,24 @@ class StoppableRun:
         arguments = {"folder": str(self.pauses), "at_iteration": iteration}
         return ["--trainer.callbacks", json.dumps([{"class_path": PAUSING, "init_args": arguments}])]
 
-    def start(self, *options: str, **variables: str) -> "subprocess.Popen[str]":
-        """A run that goes on from the last checkpoint, if there is one. It leads a process group, as in a terminal."""
+    def start(self, *options: str, again: Any = None, **variables: str) -> "subprocess.Popen[str]":
+        """A run that goes on from the last checkpoint, if there is one. It leads a process group, as in a terminal.
+
+        Args:
+            options: of the command line.
+            again: a process whose command is to run once more, to the letter.
+            variables: of the environment.
+        """
         for file in self.pauses.glob("*"):
             file.unlink()
         self.pauses.mkdir(exist_ok=True)
         last = self.folder / "checkpoints" / "last.ckpt"
-        resumed = ["--ckpt_path", str(last)] if last.exists() else []
+        resumed = ["--ckpt_path", str(last.resolve())] if last.exists() else []
+        command = again.args if again else [*LAUNCHERS[self.launcher], *self.command, *resumed, *options]
         self.output = self.folder / "output"
         with self.output.open("w") as output:
             return subprocess.Popen(
-                [*self.command, *resumed, *options],
+                command,
                 cwd=ROOT,
                 env={**environment(), **variables},
                 stdout=output,
@@ -114,7 +123,7 @@ def end(process: "subprocess.Popen[str]", family: list[psutil.Process]) -> int:
 
 
 def test_ctrl_c_one_rank_and_a_launcher_that_is_terminated_under_ddp(tmp_path: Path) -> None:
-    whole, run = (StoppableRun(tmp_path / name, "lightning", "ddp") for name in ("whole", "stopped"))
+    whole, run = (StoppableRun(tmp_path / name, "ddp", "lightning") for name in ("whole", "stopped"))
     assert end(whole.start(), []) == 0
 
     process = run.start(*run.rollout(4))  # two of the evaluation, and the second iteration's
@@ -123,7 +132,7 @@ def test_ctrl_c_one_rank_and_a_launcher_that_is_terminated_under_ddp(tmp_path: P
     os.killpg(process.pid, signal.SIGINT)
     assert (end(process, family), run.saved()) == (1, "iteration-000001.ckpt")
 
-    process = run.start(*run.rollout(4))  # the evaluation after the second iteration
+    process = run.start(*run.rollout(2))  # the evaluation after the second iteration
     os.kill(run.paused(process)[1], signal.SIGTERM)
     (run.pauses / "go").touch()  # for the other one, which no signal reaches
     assert (end(process, family), run.saved()) == (143, "iteration-000002.ckpt")
@@ -136,6 +145,44 @@ def test_ctrl_c_one_rank_and_a_launcher_that_is_terminated_under_ddp(tmp_path: P
     assert end(run.start(), []) == 0
     assert run.evaluations() == whole.evaluations()
     assert_same_weights(run, whole)
+
+
+def test_torchrun_that_is_terminated_and_a_job_that_slurm_requeues_under_fsdp2(tmp_path: Path) -> None:
+    whole, run = (StoppableRun(tmp_path / name, "fsdp2", "torchrun") for name in ("whole", "stopped"))
+    assert end(whole.start(), []) == 0
+
+    process = run.start(*run.update(3))
+    run.paused(process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()  # torchrun itself, whose exit code this is
+    assert (end(process, family), run.saved()) == (1, "iteration-000003.ckpt")
+    assert "stopped by SIGTERM" in run.output.read_text()
+
+    run.launcher, asked = "slurm", tmp_path / "asked"
+    job = {"SLURM_JOB_ID": "4711", "PATH": f"{scontrol(tmp_path, asked)}:{os.environ['PATH']}"}
+    process = run.start(*run.rollout(4), **job)  # of the fifth iteration; two were the evaluation's
+    run.paused(process)
+    process.send_signal(signal.SIGUSR1)
+    assert (end(process, family), run.saved()) == (128 + signal.SIGUSR1, "iteration-000004.ckpt")
+    assert asked.read_text() == "requeue 4711\n"
+    assert "job 4711 is requeued" in run.output.read_text()
+    assert not list(tmp_path.rglob("hpc_ckpt*"))  # Lightning's, from wherever the ranks were
+
+    process = run.start(again=process, **job, SLURM_RESTART_COUNT="1")
+    (run.pauses / "go").touch()
+    assert end(process, family) == 0
+    assert "SLURM has restarted this job: it goes on from" in run.output.read_text()
+    assert run.evaluations() == whole.evaluations()
+    assert_same_weights(run, whole)
+
+
+def scontrol(folder: Path, asked: Path) -> Path:
+    """A folder with a ``scontrol`` that writes down what it is asked."""
+    program = folder / "bin" / "scontrol"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    program.chmod(0o755)
+    return program.parent
 
 
 def assert_same_weights(one: StoppableRun, other: StoppableRun) -> None:
