@@ -40,7 +40,8 @@ class StoppableRun:
     """
 
     def __init__(self, folder: Path, strategy: str, launcher: str) -> None:
-        self.folder, self.pauses = folder, folder / "pauses"
+        self.folder, self.pauses, self.launcher = folder, folder / "pauses", launcher
+        self.family: list[psutil.Process] = []
         engine = {"class_path": "tests.cli.pausing.PausingEngine", "init_args": {"folder": str(self.pauses)}}
         arguments = small_run(folder, engine)
         source = {"class_path": "app.data.sources.SyntheticSource", "init_args": {"split": "heldout", "size": 3}}
@@ -54,7 +55,7 @@ class StoppableRun:
         }
         (folder / "ranks.yaml").write_text(yaml.safe_dump(settings))
         files = ["--config", str(folder / "ranks.yaml"), "--config", f"configs/strategy/{strategy}.yaml"]
-        self.command, self.launcher = ["main.py", *arguments, *files], launcher
+        self.command = ["main.py", *arguments, *files]
 
     def rollout(self, call: int) -> list[str]:
         """Options for a pause in a call of the engine, evaluations' included."""
@@ -96,7 +97,14 @@ class StoppableRun:
         while not all(file.exists() for file in files):
             assert process.poll() is None, self.output.read_text()
             time.sleep(0.05)
+        self.family = psutil.Process(process.pid).children(recursive=True)
         return [int(file.read_text()) for file in files]
+
+    def end(self, process: "subprocess.Popen[str]") -> int:
+        """The exit code of a run that ends by itself and leaves none of its processes."""
+        code = process.wait(LIMIT_S)
+        assert not psutil.wait_procs(self.family, timeout=10)[1]
+        return code
 
     def saved(self) -> str:
         return (self.folder / "checkpoints" / "last.ckpt").resolve().name
@@ -115,47 +123,40 @@ def _sample(line: str) -> str:
     return json.dumps({name: row[name] for name in row if "second" not in name}, sort_keys=True)
 
 
-def end(process: "subprocess.Popen[str]", family: list[psutil.Process]) -> int:
-    """The exit code of a run that ends by itself and leaves none of its processes."""
-    code = process.wait(LIMIT_S)
-    assert not psutil.wait_procs(family, timeout=10)[1]
-    return code
-
-
 def test_ctrl_c_one_rank_and_a_launcher_that_is_terminated_under_ddp(tmp_path: Path) -> None:
-    whole, run = (StoppableRun(tmp_path / name, "ddp", "lightning") for name in ("whole", "stopped"))
-    assert end(whole.start(), []) == 0
+    whole = StoppableRun(tmp_path / "whole", "ddp", "torchrun")
+    run = StoppableRun(tmp_path / "stopped", "ddp", "lightning")
+    assert whole.end(whole.start()) == 0
 
     process = run.start(*run.rollout(4))  # two of the evaluation, and the second iteration's
     run.paused(process)
-    family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGINT)
-    assert (end(process, family), run.saved()) == (1, "iteration-000001.ckpt")
+    assert (run.end(process), run.saved()) == (1, "iteration-000001.ckpt")
 
     process = run.start(*run.rollout(2))  # the evaluation after the second iteration
     os.kill(run.paused(process)[1], signal.SIGTERM)
     (run.pauses / "go").touch()  # for the other one, which no signal reaches
-    assert (end(process, family), run.saved()) == (143, "iteration-000002.ckpt")
+    assert (run.end(process), run.saved()) == (143, "iteration-000002.ckpt")
 
     process = run.start(*run.update(4))
     run.paused(process)
     process.terminate()  # the first rank alone, which started the other
-    assert (end(process, family), run.saved()) == (143, "iteration-000004.ckpt")
+    assert (run.end(process), run.saved()) == (143, "iteration-000004.ckpt")
 
-    assert end(run.start(), []) == 0
+    run.launcher = "torchrun"
+    assert run.end(run.start()) == 0
     assert run.evaluations() == whole.evaluations()
     assert_same_weights(run, whole)
 
 
 def test_torchrun_that_is_terminated_and_a_job_that_slurm_requeues_under_fsdp2(tmp_path: Path) -> None:
     whole, run = (StoppableRun(tmp_path / name, "fsdp2", "torchrun") for name in ("whole", "stopped"))
-    assert end(whole.start(), []) == 0
+    assert whole.end(whole.start()) == 0
 
     process = run.start(*run.update(3))
     run.paused(process)
-    family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()  # torchrun itself, whose exit code this is
-    assert (end(process, family), run.saved()) == (1, "iteration-000003.ckpt")
+    assert (run.end(process), run.saved()) == (1, "iteration-000003.ckpt")
     assert "stopped by SIGTERM" in run.output.read_text()
 
     run.launcher, asked = "slurm", tmp_path / "asked"
@@ -163,14 +164,14 @@ def test_torchrun_that_is_terminated_and_a_job_that_slurm_requeues_under_fsdp2(t
     process = run.start(*run.rollout(4), **job)  # of the fifth iteration; two were the evaluation's
     run.paused(process)
     process.send_signal(signal.SIGUSR1)
-    assert (end(process, family), run.saved()) == (128 + signal.SIGUSR1, "iteration-000004.ckpt")
+    assert (run.end(process), run.saved()) == (128 + signal.SIGUSR1, "iteration-000004.ckpt")
     assert asked.read_text() == "requeue 4711\n"
     assert "job 4711 is requeued" in run.output.read_text()
     assert not list(tmp_path.rglob("hpc_ckpt*"))  # Lightning's, from wherever the ranks were
 
     process = run.start(again=process, **job, SLURM_RESTART_COUNT="1")
     (run.pauses / "go").touch()
-    assert end(process, family) == 0
+    assert run.end(process) == 0
     assert "SLURM has restarted this job: it goes on from" in run.output.read_text()
     assert run.evaluations() == whole.evaluations()
     assert_same_weights(run, whole)
