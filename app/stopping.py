@@ -3,7 +3,8 @@
 A signal may reach one rank or all, each at another place: an exception there would leave the others waiting in a
 collective for ever, and half an update behind. So a signal is only taken note of, save for two places where nothing
 is lost: :meth:`RunStop.interruptible`, work that no other rank takes part in, and :meth:`RunStop.interruptible_alone`,
-work between two updates of a run of one process. What all ranks agree on, they raise together in :meth:`RunStop.check`.
+work between two updates of a run of one process. What all ranks agree on, they raise together: in
+:meth:`RunStop.check`, or in :meth:`RunStop.obey` after a collective that was due anyway.
 """
 
 import contextlib
@@ -55,6 +56,7 @@ class RunStop:
         self.received = 0
         self.stopping = False
         self._open = False  # whether a signal may raise where it arrives
+        self._agreed = 0
         self._ranks: RolloutRanks | None = None
         self._children: list[subprocess.Popen[Any]] = []
         self._adopted: list[subprocess.Popen[Any]] = []
@@ -73,7 +75,7 @@ class RunStop:
                 process in the middle of its end.
             further: signals besides :data:`STOP_SIGNALS`.
         """
-        self.received, self.stopping, self._open = 0, False, False
+        self.received, self._agreed, self.stopping, self._open = 0, 0, False, False
         self._ranks, self._children = ranks, children
         self._before = {number: signal.getsignal(number) for number in {*STOP_SIGNALS, *further}}
         for number, handler in self._before.items():
@@ -138,13 +140,24 @@ class RunStop:
         Raises:
             StopRequested: the same on all ranks.
         """
-        if self._ranks is None or self.stopping:
-            return
-        agreed = self._ranks.largest(self.received)
-        if agreed:
-            self.received, self.stopping = agreed, True
+        if self._ranks is not None and not self.stopping:
+            self.agree([self._ranks.largest(self.received)])
+            self.obey()
+
+    def agree(self, received: Iterable[int]) -> None:
+        """Notes what all ranks have received, as a collective has told each of them."""
+        self._agreed = max(received)
+
+    def obey(self) -> None:
+        """Raises once all ranks know of a signal. Not collective, but for all of them at the same place.
+
+        Raises:
+            StopRequested: the same on all ranks.
+        """
+        if self._agreed and not self.stopping:
+            self.received, self.stopping = self._agreed, True
             self._adopted, self._children[:] = list(self._children), []
-            raise StopRequested(agreed)
+            raise StopRequested(self._agreed)
 
     def together(self, action: Callable[[], T]) -> T:
         """Collective. The result of ``action``, unless a signal has reached any rank.

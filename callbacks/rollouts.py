@@ -114,7 +114,7 @@ class RolloutCallback(Callback):
 
     def ready_engine(self, module: LightningModule) -> RolloutEngine:
         """The engine, idle and started, with the policy's current weights."""
-        self._waiting.extend(self._ahead.finish())
+        self._take_rollout_ahead()
         if not self._engine_started:
             self.engine.start(module)
             self._engine_started = True
@@ -134,7 +134,7 @@ class RolloutCallback(Callback):
 
     def _rollout(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> Rollout:
         """That of ``iteration``. It goes on waiting until the iteration is done: a run that stops before saves it."""
-        self._waiting.extend(self._ahead.finish())
+        self._take_rollout_ahead()
         if not self._waiting:
             self._waiting.extend(self._generate(trainer, module, iteration))
         rollout = self._waiting[0]
@@ -143,6 +143,11 @@ class RolloutCallback(Callback):
         if self.generate_ahead and len(self._waiting) == 1:
             self._start_ahead(trainer, module, iteration)
         return rollout
+
+    def _take_rollout_ahead(self) -> None:
+        """Waits for the rollout that is generated ahead, if there is one, unless a signal ends the run meanwhile."""
+        if self.generate_ahead:
+            self._waiting.extend(STOP.together(lambda: self._ahead.finish(STOP.interruptible)))
 
     def _generate(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> list[Rollout]:
         """Rollouts for ``iteration`` and, with a period, for those that follow."""
@@ -287,8 +292,10 @@ class RolloutCallback(Callback):
         assert pl_module.experience is not None
         self._waiting.popleft()
         rows = pl_module.experience.rollout.rows
-        counted = pl_module.gather_objects((sum(len(row.token_ids) for row in rows), len(rows)))
-        tokens, completions = (sum(column) for column in zip(*counted, strict=True))
+        counted = pl_module.gather_objects((sum(len(row.token_ids) for row in rows), len(rows), STOP.received))
+        *counts, signals = zip(*counted, strict=True)
+        tokens, completions = map(sum, counts)
+        STOP.agree(signals)
         self._totals["tokens/total"] += tokens
         self._totals["completions/total"] += completions
         seconds = time.perf_counter() - self._iteration_started

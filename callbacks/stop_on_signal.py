@@ -12,6 +12,7 @@ from app.rollout.ranks import RolloutRanks
 from app.slurm import note_checkpoint, requeue_job
 from app.stopping import STOP
 from callbacks.iteration_checkpoint import IterationCheckpoint
+from callbacks.rollouts import RolloutCallback
 
 
 class StopOnSignal(Callback):
@@ -25,7 +26,10 @@ class StopOnSignal(Callback):
         trainer._signal_connector = _NotedSignals(trainer, RolloutRanks())
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        STOP.check()
+        if any(isinstance(each, RolloutCallback) for each in trainer.callbacks):
+            STOP.obey()  # the ranks have agreed when the last iteration was counted, and will in the rollout
+        else:
+            STOP.check()
 
 
 class _NotedSignals(_SignalConnector):
