@@ -106,7 +106,7 @@ class RunStop:
                 child.send_signal(number)
         if not self.received and self._ranks is not None and self._ranks.rank == 0:
             again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
-            os.write(2, f"\n{signal.Signals(number).name}: the run stops where nothing is lost{again}\n".encode())
+            os.write(2, f"\n{signal.Signals(number).name}: the run stops at the next place where nothing is lost{again}\n".encode())
 
     # ── where the run may stop ──
 
