@@ -86,7 +86,7 @@ class RunStop:
         """Puts the former handlers back, unless the run is stopping: a scheduler may repeat itself."""
         if not self.stopping:
             for number, handler in self._before.items():
-                signal.signal(number, handler)
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None is not of Python
             self._before, self._ranks, self._children = {}, None, []
 
     def _note(self, number: int, frame: Any) -> None:
@@ -106,7 +106,8 @@ class RunStop:
                 child.send_signal(number)
         if not self.received and self._ranks is not None and self._ranks.rank == 0:
             again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
-            os.write(2, f"\n{signal.Signals(number).name}: the run stops at the next place where nothing is lost{again}\n".encode())
+            line = f"{signal.Signals(number).name}: the run stops at the next place where nothing is lost{again}"
+            os.write(2, f"\n{line}\n".encode())  # a handler may not use streams that it interrupts
 
     # ── where the run may stop ──
 

@@ -232,4 +232,4 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGINT, "first\n")
-    assert done.stderr == "\nSIGINT: the run stops at the next place where nothing is lost; Ctrl-C again ends it at once\n"
+    assert "nothing is lost; Ctrl-C again ends it at once" in done.stderr
