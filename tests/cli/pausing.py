@@ -13,7 +13,7 @@ from app.rollout.ranks import rank_and_size
 from app.rollout.transformers_engine import Row, TransformersEngine
 from app.stopping import STOP
 
-LIMIT_S = 60
+LIMIT_S = 300
 
 
 def pause(folder: Path) -> None:
