@@ -326,7 +326,7 @@ class BenchmarkEvaluation(Callback):
 
 
 def _iterations_done(trainer: Trainer) -> int:
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return trainer.fit_loop.epoch_loop.batch_progress.current.processed  # ready is of one that a signal cut off, too
 
 
 def _is_due(trainer: Trainer, done: int) -> bool:

@@ -32,6 +32,7 @@ from app.rollout.mismatch import CorrectionSettings, importance_weights
 from app.rollout.preflight import check_first_rollout
 from app.rollout.ranks import RolloutRanks
 from app.rollout.transformers_engine import TransformersEngine
+from app.stopping import STOP
 
 if TYPE_CHECKING:
     from app.policy.packing import TokenBatch
@@ -113,7 +114,7 @@ class RolloutCallback(Callback):
 
     def ready_engine(self, module: LightningModule) -> RolloutEngine:
         """The engine, idle and started, with the policy's current weights."""
-        self._waiting.extend(self._ahead.finish())
+        self._take_rollout_ahead()
         if not self._engine_started:
             self.engine.start(module)
             self._engine_started = True
@@ -125,17 +126,28 @@ class RolloutCallback(Callback):
     ) -> None:
         self._iteration_started = time.perf_counter()
         pl_module.experience = None  # frees the last iteration's tensors before new ones are made
-        self._waiting.extend(self._ahead.finish())
-        if not self._waiting:
-            self._waiting.extend(self._generate(trainer, pl_module, batch.iteration))
-        rollout = self._waiting.popleft()
-        if rollout.batch.iteration != batch.iteration:
-            raise RuntimeError(f"rollout of iteration {rollout.batch.iteration} in iteration {batch.iteration}")
-        if self.generate_ahead and not self._waiting:
-            self._start_ahead(trainer, pl_module, batch.iteration)
-        pl_module.experience = self._experience(pl_module, rollout)
+        with STOP.interruptible_alone():
+            rollout = self._rollout(trainer, pl_module, batch.iteration)
+            pl_module.experience = self._experience(pl_module, rollout)
         if trainer.is_global_zero:
             self._report_tied(rollout)
+
+    def _rollout(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> Rollout:
+        """That of ``iteration``. It goes on waiting until the iteration is done: a run that stops before saves it."""
+        self._take_rollout_ahead()
+        if not self._waiting:
+            self._waiting.extend(self._generate(trainer, module, iteration))
+        rollout = self._waiting[0]
+        if rollout.batch.iteration != iteration:
+            raise RuntimeError(f"rollout of iteration {rollout.batch.iteration} in iteration {iteration}")
+        if self.generate_ahead and len(self._waiting) == 1:
+            self._start_ahead(trainer, module, iteration)
+        return rollout
+
+    def _take_rollout_ahead(self) -> None:
+        """Waits for the rollout that is generated ahead, if there is one, unless a signal ends the run meanwhile."""
+        if self.generate_ahead:
+            self._waiting.extend(STOP.together(lambda: self._ahead.finish(STOP.interruptible)))
 
     def _generate(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> list[Rollout]:
         """Rollouts for ``iteration`` and, with a period, for those that follow."""
@@ -281,9 +293,12 @@ class RolloutCallback(Callback):
         self, trainer: Trainer, pl_module: "GRPOLambdaModule", outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
         assert pl_module.experience is not None
+        self._waiting.popleft()
         rows = pl_module.experience.rollout.rows
-        counted = pl_module.gather_objects((sum(len(row.token_ids) for row in rows), len(rows)))
-        tokens, completions = (sum(column) for column in zip(*counted, strict=True))
+        counted = pl_module.gather_objects((sum(len(row.token_ids) for row in rows), len(rows), STOP.received))
+        *counts, signals = zip(*counted, strict=True)
+        tokens, completions = map(sum, counts)
+        STOP.agree(signals)
         self._totals["tokens/total"] += tokens
         self._totals["completions/total"] += completions
         seconds = time.perf_counter() - self._iteration_started

@@ -18,6 +18,7 @@ from app.rollout.vllm_local import LocalEngineSettings
 from app.rollout.vllm_separate import SeparateEngines
 from app.rollout.vllm_settings import Placement, VLLMSettings, check_requests, require_vllm
 from app.rollout.weight_sync import SyncRecord, Weights, policy_weights
+from app.stopping import STOP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -215,9 +216,9 @@ class VLLMEngine:
             backend = self._running()
             if backend.needs_weights and self._module is not None:
                 self.sync(self._module)
-            return self._driven(lambda: backend.generate(requests))
+            return self._driven(lambda: _interruptible(backend, requests))
         everyone, mine = self._together.gathered(list(requests))
-        return self._driven(lambda: self._running().generate(everyone))[mine]
+        return self._driven(lambda: _interruptible(self._running(), everyone))[mine]
 
     def close(self) -> None:
         """Ends the engine, and its processes where they are ours; may be called again."""
@@ -235,6 +236,11 @@ class VLLMEngine:
         if self._backend is None:
             raise RuntimeError("the engine is not started: call start(module) first")
         return self._backend
+
+
+def _interruptible(backend: Backend, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+    with STOP.interruptible():
+        return backend.generate(requests)
 
 
 def _drain(weights: Weights) -> None:
