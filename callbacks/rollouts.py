@@ -56,7 +56,8 @@ class RolloutCallback(Callback):
         dynamic_sampling: tied groups give way to further prompts; null switches it off.
         truncated: completions cut off by ``max_new_tokens``: "keep" them, "mask" them out of the loss (their
             reward still counts in the group's mean), or "penalise" their reward by ``truncation_penalty``.
-        truncation_penalty: taken off the reward of a truncated completion under "penalise".
+        truncation_penalty: taken off the reward of a truncated completion under "penalise": "reward" and its spread
+            are logged with it, ``rewards/<name>/mean`` without.
         correction: importance weights against the engine's and the trainer's different log-probs; null for none.
         preflight_limit: largest mean difference of their log-probs on the first rollout, in nats a token, above
             which the run stops and names the likely cause; null checks nothing.
@@ -88,15 +89,15 @@ class RolloutCallback(Callback):
             )
         self.engine = GuardedEngine(inner)
         self.rewards = WeightedRewards(rewards or [CorrectnessReward()], reward_weights)
-        self.collector = RolloutCollector(self.engine, self.rewards, group_size, sampling, seed)
-        self._ahead_collector = RolloutCollector(inner, self.rewards, group_size, sampling, seed)
+        penalty = truncation_penalty if truncated == "penalise" else 0.0
+        self.collector = RolloutCollector(self.engine, self.rewards, group_size, sampling, seed, penalty)
+        self._ahead_collector = RolloutCollector(inner, self.rewards, group_size, sampling, seed, penalty)
         self.group_size = group_size
         self.sampling = sampling
         self.every_n_iterations = every_n_iterations
         self.generate_ahead = generate_ahead
         self.dynamic_sampling = dynamic_sampling
         self.truncated = truncated
-        self.truncation_penalty = truncation_penalty
         self.correction = correction
         self.preflight_limit = preflight_limit
         self._waiting: deque[Rollout] = deque()
@@ -251,16 +252,13 @@ class RolloutCallback(Callback):
             )
 
     def _treat_truncated(self, rollout: Rollout, tokens: "TokenBatch") -> tuple[torch.Tensor, torch.Tensor]:
-        """Rewards [P, G] and loss mask [B, T] under the option ``truncated``."""
-        device = tokens.completion_mask.device
-        cut = torch.tensor([row.finish_reason == "length" for row in rollout.rows], device=device)
-        rewards = torch.tensor(rollout.rewards, device=device)
+        """Rewards [P, G] and loss mask [B, T] under the option ``truncated``; penalties came with the grading."""
         mask = tokens.completion_mask
-        if self.truncated == "penalise":
-            rewards = rewards - self.truncation_penalty * cut
-        elif self.truncated == "mask":
+        rewards = torch.tensor(rollout.rewards, device=mask.device).view(-1, rollout.group_size)
+        if self.truncated == "mask":
+            cut = torch.tensor([row.finish_reason == "length" for row in rollout.rows], device=mask.device)
             mask = mask & ~cut[:, None]
-        return rewards.view(-1, rollout.group_size), mask
+        return rewards, mask
 
     def _report_tied(self, rollout: Rollout) -> None:
         """Once a run, in words: metrics alone would let a run that cannot learn look like one that does."""

@@ -23,7 +23,8 @@ class Rollout:
         batch: the P prompts.
         completions: P groups of G completions.
         texts: their P·G decoded texts, group by group.
-        rewards: P·G total rewards; NaN where no reward function could score.
+        rewards: P·G total rewards that the update learns from, any penalty included; NaN where no reward function
+            could score.
         reward_columns: for each reward function its P·G unweighted scores; NaN where it could not score.
         weights_iteration: the iteration whose policy weights generated it.
         seconds: wall time by phase ("sync", "generate", "grade").

@@ -92,19 +92,85 @@ def test_old_log_probs_are_the_trainers_at_the_start_of_each_iteration(tmp_path:
     assert all(metrics["ratio_max"] == pytest.approx(1, abs=1e-4) for metrics in watch.metrics)
 
 
+LONGER = SamplingSettings(max_new_tokens=30)
+"""Cuts some completions of the tiny policy off, and not others."""
+
+
+def truncated_rows(experience: Any) -> torch.Tensor:
+    return torch.tensor([row.finish_reason == "length" for row in experience.rollout.rows])
+
+
 @pytest.mark.parametrize("truncated", ["keep", "mask", "penalise"])
 def test_truncated_completions(tmp_path: Path, truncated: str) -> None:
-    sampling = SamplingSettings(max_new_tokens=30)
-    watch = run(tmp_path, iterations=1, truncated=truncated, truncation_penalty=0.5, sampling=sampling)
-    experience = watch.experiences[0]
-    cut = torch.tensor([row.finish_reason == "length" for row in experience.rollout.rows])
+    watch = run(tmp_path, iterations=1, truncated=truncated, truncation_penalty=0.5, sampling=LONGER)
+    experience, metrics = watch.experiences[0], watch.metrics[0]
+    cut = truncated_rows(experience)
     assert 0 < cut.float().mean() < 1
-    assert watch.metrics[0]["completions/clipped_ratio"] == pytest.approx(float(cut.float().mean()))
+    assert metrics["completions/clipped_ratio"] == pytest.approx(float(cut.float().mean()))
     kept = experience.loss_mask.any(1)
     assert torch.equal(kept, ~cut if truncated == "mask" else torch.ones_like(cut))
-    paid = experience.rewards.flatten() - torch.tensor(experience.rollout.rewards)
-    expected = -0.5 * cut.float() if truncated == "penalise" else torch.zeros(len(cut))
-    torch.testing.assert_close(paid, expected)
+    raw = torch.tensor(experience.rollout.reward_columns["digit_share"])
+    paid = 0.5 * cut.float() if truncated == "penalise" else torch.zeros(len(cut))
+    torch.testing.assert_close(experience.rewards.flatten(), raw - paid)
+    assert experience.rollout.rewards == experience.rewards.flatten().tolist()
+    assert metrics["reward"] == pytest.approx(float((raw - paid).mean()))
+    assert metrics["rewards/digit_share/mean"] == pytest.approx(float(raw.mean()))
+
+
+def test_what_the_penalty_tells_apart_is_tied_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without it every group is tied: the metrics, the warning and the update speak of the same rewards."""
+    watch = run(tmp_path, iterations=1, truncated="penalise", sampling=LONGER, rewards=[reward("always_one")])
+    metrics, cut = watch.metrics[0], truncated_rows(watch.experiences[0]).view(4, 4).double()
+    tied = [group.sum() in (0, 4) for group in cut]
+    assert 0 < sum(tied) < 4
+    assert metrics["frac_reward_zero_std"] == sum(tied) / 4
+    assert metrics["reward"] == pytest.approx(1 - float(cut.mean()))
+    assert metrics["reward_std"] == pytest.approx(float(cut.std(1).mean()))
+    assert metrics["rewards/always_one/mean"] == 1
+    assert metrics["updates/skipped"] == 0
+    assert "nothing to learn from" not in caplog.text
+
+
+def test_dynamic_sampling_keeps_what_the_penalty_tells_apart(tmp_path: Path) -> None:
+    """The first round's such groups stay; the further rounds' completions pay as well."""
+    settings: dict[str, Any] = {"truncated": "penalise", "sampling": LONGER, "rewards": [reward("always_one")]}
+    plain = run(tmp_path, iterations=1, **settings).experiences[0]
+    watch = run(tmp_path, iterations=1, dynamic_sampling=DynamicSamplingSettings(1), **settings)
+    experience = watch.experiences[0]
+    informative = [index for index, cut in enumerate(truncated_rows(plain).view(4, 4)) if cut.any() and not cut.all()]
+    assert 0 < len(informative) < 4
+    assert watch.metrics[0]["dynamic_sampling/tied_before"] == 1 - len(informative) / 4
+    assert watch.metrics[0]["dynamic_sampling/replaced"] > 0
+    for index in informative:
+        assert experience.rollout.completions[index] == plain.rollout.completions[index]
+    torch.testing.assert_close(experience.rewards.flatten(), 1 - truncated_rows(experience).float())
+
+
+def test_a_rollout_that_waits_in_a_checkpoint_pays_the_penalty_once(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"truncated": "penalise", "sampling": LONGER, "every_n_iterations": 2}
+    keep = IterationCheckpoint(every_n_iterations=1, keep=9, folder=str(tmp_path / "c"))
+    whole, resumed = Watch(), Watch()
+    fit(tmp_path, make_module(), make_data(iterations=2), [make_rollouts(**settings), keep, whole])
+    trainer = make_trainer(tmp_path, [make_rollouts(**settings), resumed])
+    trainer.fit(
+        make_module(), datamodule=make_data(iterations=2), ckpt_path=str(tmp_path / "c" / "iteration-000001.ckpt")
+    )
+    raw = torch.tensor(whole.experiences[1].rollout.reward_columns["digit_share"])
+    expected = (raw - truncated_rows(whole.experiences[1]).float()).view(4, 4)
+    torch.testing.assert_close(whole.experiences[1].rewards, expected)
+    torch.testing.assert_close(resumed.experiences[0].rewards, expected)
+
+
+def rounded_apart(samples: Sequence[RewardSample]) -> list[float | None]:
+    """0.3 in two ways, which are two numbers in float64 and one in float32."""
+    return [0.1 + 0.2 if index % 2 else 0.3 for index, _ in enumerate(samples)]
+
+
+def test_rewards_that_differ_by_rounding_are_tied_for_metrics_as_for_the_update(tmp_path: Path) -> None:
+    watch = run(tmp_path, iterations=1, rewards=[replace_reward("rounded_apart")])
+    assert watch.metrics[0]["updates/skipped"] == 1
+    assert watch.metrics[0]["frac_reward_zero_std"] == 1
+    assert tied_groups(watch.experiences[0].rollout) == [0, 1, 2, 3]
 
 
 def test_metrics_speak_of_the_rollout(tmp_path: Path) -> None:
