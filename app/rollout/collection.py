@@ -128,4 +128,14 @@ class RolloutCollector:
         rows = [row for group in groups for row in group]
         rewards = trained_rewards(graded.totals, rows, self.truncation_penalty)
         seconds = {"generate": generate_seconds, "grade": time.perf_counter() - started}
-        return Rollout(batch, groups, texts, rewards, graded.columns, weights_iteration, seconds, graded.counts)
+        return Rollout(
+            batch,
+            groups,
+            texts,
+            rewards,
+            graded.columns,
+            weights_iteration,
+            seconds=seconds,
+            verdicts=graded.verdicts,
+            counts=graded.counts,
+        )

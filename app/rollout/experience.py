@@ -1,11 +1,12 @@
 """What a rollout leaves behind, and the tensors that one RL iteration learns from."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from app.data.problems import Problem, PromptBatch
+from app.errors import ConfigurationError
 from app.rollout.engine import Completion
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ class Rollout:
         reward_columns: for each reward function its P·G unweighted scores; NaN where it could not score.
         weights_iteration: the iteration whose policy weights generated it.
         seconds: wall time by phase ("sync", "generate", "grade").
-        counts: further numbers worth logging (verdict reasons, restarts …).
+        verdicts: for each verdict reason of the grader its number of completions.
+        counts: further numbers worth logging (restarts, shares of dynamic sampling …).
     """
 
     batch: PromptBatch
@@ -38,6 +40,7 @@ class Rollout:
     reward_columns: dict[str, list[float]]
     weights_iteration: int
     seconds: dict[str, float] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -93,7 +96,17 @@ def rollout_state(rollout: Rollout) -> dict[str, Any]:
 
 
 def rollout_from_state(state: dict[str, Any]) -> Rollout:
-    """The inverse of :func:`rollout_state`."""
+    """The inverse of :func:`rollout_state`.
+
+    Raises:
+        ConfigurationError: another version of this code, whose rewards and counts may mean something else, wrote it.
+    """
+    if state.keys() != {each.name for each in fields(Rollout)}:
+        raise ConfigurationError(
+            "the checkpoint holds waiting rollouts as another version of this code writes them: resume from one at "
+            "which none were waiting",
+            key="ckpt_path",
+        )
     batch = dict(state["batch"])
     batch["problems"] = [Problem(**problem) for problem in batch["problems"]]
     completions = [[Completion(**row) for row in group] for group in state["completions"]]

@@ -16,6 +16,7 @@ def record_rollout(sums: MetricSums, rollout: Rollout) -> None:
     for name, column in rollout.reward_columns.items():
         sums.add_values(f"rewards/{name}/mean", torch.tensor(column, dtype=torch.float64))
     _record_lengths(sums, rollout)
+    _record_verdicts(sums, rollout)
     sums.add_all({f"time/{name}": seconds for name, seconds in rollout.seconds.items()})
     sums.add_all(rollout.counts)
     sums.add("staleness", float(rollout.batch.iteration - rollout.weights_iteration))
@@ -36,6 +37,13 @@ def _record_lengths(sums: MetricSums, rollout: Rollout) -> None:
     sums.extremes(lengths, "completions/min_length", "completions/max_length")
     clipped = torch.tensor([row.finish_reason == "length" for row in rollout.rows], dtype=torch.float64)
     sums.add_values("completions/clipped_ratio", clipped)
+
+
+def _record_verdicts(sums: MetricSums, rollout: Rollout) -> None:
+    """The share of each reason among the completions that were graded."""
+    graded = sum(rollout.verdicts.values())
+    for reason, count in rollout.verdicts.items():
+        sums.add(f"verdicts/{reason}", count / graded, graded)
 
 
 def record_experience(experience: Experience) -> None:

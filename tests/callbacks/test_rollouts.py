@@ -12,17 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import Callback
 
-from app.data.problems import Problem, PromptBatch
 from app.errors import ConfigurationError
-from app.rewards.functions import RewardSample
+from app.rewards.functions import CorrectnessReward, RewardSample
+from app.rewards.grading import REASONS
 from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
-from app.rollout.engine import Completion, SamplingSettings
+from app.rollout.engine import SamplingSettings
 from app.rollout.experience import Rollout, rollout_from_state, rollout_state
 from app.rollout.faults import EngineFailure
 from app.rollout.mismatch import CorrectionSettings
 from app.rollout.transformers_engine import TransformersEngine
 from callbacks import IterationCheckpoint
-from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, make_trainer, reward, weights_of
+from tests.running import (
+    equal_weights,
+    fake_rollout,
+    fit,
+    make_data,
+    make_module,
+    make_rollouts,
+    make_trainer,
+    reward,
+    weights_of,
+)
 
 
 class Watch(Callback):
@@ -189,6 +199,14 @@ def test_metrics_speak_of_the_rollout(tmp_path: Path) -> None:
     assert metrics["completions/total"] == 32
 
 
+def test_every_reason_of_a_verdict_has_a_curve_without_gaps(tmp_path: Path) -> None:
+    watch = run(tmp_path, iterations=2, rewards=[CorrectnessReward(workers=1)])
+    for metrics in watch.metrics:
+        shares = [metrics[f"verdicts/{reason}"] for reason in REASONS]
+        assert sum(shares) == pytest.approx(1)
+        assert metrics["verdicts/timeout"] == 0
+
+
 def test_an_engine_that_fails_once_is_restarted_and_the_run_is_the_same(tmp_path: Path) -> None:
     engine, modules = CountingEngine(failures=[2]), [make_module(), make_module()]
     watch = Watch()
@@ -250,16 +268,6 @@ def replace_reward(name: str) -> Any:
     return ImportedReward(path=f"{__name__}:{name}")
 
 
-def fake_rollout(rewards: list[list[float]], mark: str) -> Rollout:
-    groups, size = len(rewards), len(rewards[0])
-    problems = [Problem(f"{mark}{g}", "?", "1") for g in range(groups)]
-    rows = [[Completion([g, i], [0.0, 0.0], "stop") for i in range(size)] for g in range(groups)]
-    texts = [f"{mark}{g}.{i}" for g in range(groups) for i in range(size)]
-    flat = [value for group in rewards for value in group]
-    batch = PromptBatch(0, problems, [[g] for g in range(groups)])
-    return Rollout(batch, rows, texts, flat, {"r": flat}, 0)
-
-
 groups_of_rewards = st.lists(
     st.lists(st.sampled_from([0.0, 1.0, math.nan]), min_size=2, max_size=2), min_size=3, max_size=3
 )
@@ -287,8 +295,15 @@ def test_replacing_keeps_good_groups_in_place_and_every_column_in_step(first: An
 
 
 def test_a_rollout_survives_the_way_through_a_checkpoint() -> None:
-    rollout = replace(fake_rollout([[0.0, 1.0]], "a"), counts={"x": 1.0})
+    rollout = replace(fake_rollout([[0.0, 1.0]], "a"), counts={"x": 1.0}, verdicts={"match": 2})
     assert rollout_from_state(rollout_state(rollout)) == rollout
+
+
+def test_a_rollout_that_another_version_wrote_is_refused_in_one_line() -> None:
+    state = rollout_state(fake_rollout([[0.0, 1.0]], "a"))
+    del state["verdicts"]
+    with pytest.raises(ConfigurationError, match="ckpt_path: the checkpoint holds waiting rollouts as another version"):
+        rollout_from_state(state)
 
 
 @pytest.mark.parametrize(
