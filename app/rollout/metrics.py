@@ -4,7 +4,7 @@ import torch
 
 from app.rollout.experience import Experience, Rollout
 from app.rollout.metric_sums import MetricSums
-from app.rollout.mismatch import mismatch_metrics
+from app.rollout.mismatch import record_mismatch
 
 
 def record_rollout(sums: MetricSums, rollout: Rollout) -> None:
@@ -51,7 +51,4 @@ def record_experience(experience: Experience) -> None:
     sums, mask = experience.metrics, experience.tokens.completion_mask.bool()
     record_rollout(sums, experience.rollout)
     sums.add_values("entropy", experience.entropy[mask])
-    found = mismatch_metrics(experience.sampler_log_probs, experience.old_log_probs, mask)
-    sums.extremes(found.pop("max"), highest="sampling/sampling_logp_difference/max")
-    sums.add("sampling/sampling_logp_difference/mean", found.pop("mean"), mask.sum())
-    sums.add_all({f"sampling/{name}": value for name, value in found.items()}, mask.sum())
+    record_mismatch(sums, experience.sampler_log_probs, experience.old_log_probs, mask)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from app.rewards.grading import REASONS
 from app.rollout.experience import Rollout
@@ -28,3 +29,23 @@ def test_verdicts_are_shares_of_the_completions_of_all_ranks() -> None:
     shares = {name: value for name, value in found.items() if name.startswith("verdicts/")}
     expected = dict.fromkeys(REASONS, 0.0) | {"match": 8 / 16, "mismatch": 7 / 16, "timeout": 1 / 16}
     assert shares == pytest.approx({f"verdicts/{reason}": share for reason, share in expected.items()})
+
+
+def test_nothing_added_is_nothing_logged() -> None:
+    sums, nothing = MetricSums(), torch.zeros(0)
+    sums.add_squares("squares", nothing)
+    sums.add_log_weights("weights", nothing)
+    sums.add_values("mean", nothing)
+    assert over_ranks(sums, MetricSums()) == {}
+
+
+def test_micro_batches_of_ranks_add_up_to_one_process() -> None:
+    values = torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ranks = [MetricSums(), MetricSums()]
+    for rank, part in ((0, values[:1]), (0, values[1:3]), (1, values[3:])):
+        ranks[rank].add_squares("squares", part)
+        ranks[rank].add_log_weights("weights", part)
+    weights = values.exp()
+    size = weights.sum() ** 2 / weights.square().sum() / 7
+    expected = {"squares": float(values.square().mean().sqrt()), "weights": float(size)}
+    assert over_ranks(*ranks) == pytest.approx(expected)
