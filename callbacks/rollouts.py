@@ -275,9 +275,14 @@ class RolloutCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "GRPOLambdaModule", outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
+        """Logs what was generated on all ranks, the groups that dynamic sampling gave up included:
+
+        - ``tokens/total``, ``completions/total``: by the rollouts of all iterations so far;
+        - ``tokens/per_second``: tokens of this iteration's rollout over its ``time/iteration``.
+        """
         assert pl_module.experience is not None
-        rows = pl_module.experience.rollout.rows
-        counted = pl_module.gather_objects((sum(len(row.token_ids) for row in rows), len(rows)))
+        rollout = pl_module.experience.rollout
+        counted = pl_module.gather_objects((rollout.generated_tokens, rollout.generated_completions))
         tokens, completions = (sum(column) for column in zip(*counted, strict=True))
         self._totals["tokens/total"] += tokens
         self._totals["completions/total"] += completions

@@ -115,7 +115,7 @@ def fake_rollout(rewards: list[list[float]], mark: str) -> Rollout:
     texts = [f"{mark}{g}.{i}" for g in range(groups) for i in range(size)]
     flat = [value for group in rewards for value in group]
     batch = PromptBatch(0, problems, [[g] for g in range(groups)])
-    return Rollout(batch, rows, texts, flat, {"r": flat}, 0)
+    return Rollout(batch, rows, texts, flat, {"r": flat}, 0, 2 * len(flat), len(flat))
 
 
 def over_ranks(*ranks: MetricSums) -> dict[str, float]:

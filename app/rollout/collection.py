@@ -135,6 +135,8 @@ class RolloutCollector:
             rewards,
             graded.columns,
             weights_iteration,
+            generated_tokens=sum(len(row.token_ids) for row in rows),
+            generated_completions=len(rows),
             seconds=seconds,
             verdicts=graded.verdicts,
             counts=graded.counts,

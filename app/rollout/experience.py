@@ -28,8 +28,11 @@ class Rollout:
             could score.
         reward_columns: for each reward function its P·G unweighted scores; NaN where it could not score.
         weights_iteration: the iteration whose policy weights generated it.
-        seconds: wall time by phase ("sync", "generate", "grade").
-        verdicts: for each verdict reason of the grader its number of completions.
+        generated_tokens: what it took to get these completions: their tokens and, under dynamic sampling, those of the
+            groups that were given up.
+        generated_completions: the same in completions.
+        seconds: wall time by phase ("sync", "generate", "grade"), of all that was generated.
+        verdicts: for each verdict reason of the grader its number among all that was generated.
         counts: further numbers worth logging (restarts, shares of dynamic sampling …).
     """
 
@@ -39,6 +42,8 @@ class Rollout:
     rewards: list[float]
     reward_columns: dict[str, list[float]]
     weights_iteration: int
+    generated_tokens: int
+    generated_completions: int
     seconds: dict[str, float] = field(default_factory=dict)
     verdicts: dict[str, int] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)

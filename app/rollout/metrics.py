@@ -8,7 +8,11 @@ from app.rollout.mismatch import record_mismatch
 
 
 def record_rollout(sums: MetricSums, rollout: Rollout) -> None:
-    """Rewards, lengths, truncation and times of ``rollout``, under the names that people know from TRL."""
+    """Rewards, lengths, truncation and times of ``rollout``, under the names that people know from TRL.
+
+    Under dynamic sampling ``verdicts/…``, ``time/generate`` and ``time/grade`` are of all that was generated, given-up
+    groups included; rewards and ``completions/…`` are of the groups that are learned from.
+    """
     rewards = torch.tensor(rollout.rewards, dtype=torch.float64).view(-1, rollout.group_size)
     sums.add_values("reward", rewards)
     sums.add("completions/unscored", float(rewards.isnan().double().mean()), rewards.numel())

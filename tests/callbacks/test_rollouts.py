@@ -1,6 +1,7 @@
 """Rollouts within a run: periods, truncation, dynamic sampling, faults, resuming in the middle."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from app.errors import ConfigurationError
 from app.rewards.functions import CorrectnessReward, RewardSample
 from app.rewards.grading import REASONS
 from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
-from app.rollout.engine import SamplingSettings
+from app.rollout.engine import Completion, SamplingSettings
 from app.rollout.experience import Rollout, rollout_from_state, rollout_state
 from app.rollout.faults import EngineFailure
 from app.rollout.mismatch import CorrectionSettings
@@ -55,6 +56,8 @@ class CountingEngine(TransformersEngine):
     def __init__(self, failures: Sequence[int] = ()) -> None:
         super().__init__()
         self.calls: list[list[Any]] = []
+        self.generated: list[Completion] = []
+        self.seconds = 0.0
         self.failures = set(failures)
         self.starts = self.closes = 0
 
@@ -66,7 +69,11 @@ class CountingEngine(TransformersEngine):
         self.calls.append(list(requests))
         if len(self.calls) in self.failures:
             raise EngineFailure("died", "for a test")
-        return super().generate(requests)
+        started = time.perf_counter()
+        groups = super().generate(requests)
+        self.seconds += time.perf_counter() - started
+        self.generated += [completion for group in groups for completion in group]
+        return groups
 
     def close(self) -> None:
         self.closes += 1
@@ -260,6 +267,38 @@ def test_tied_groups_give_way_to_further_prompts(tmp_path: Path) -> None:
         assert after.completions[index] == before.completions[index]
     assert dynamic.metrics[0]["dynamic_sampling/replaced"] > 0
     assert dynamic.metrics[0]["dynamic_sampling/tied_before"] == len(tied_groups(before)) / 4
+
+
+def test_what_further_rounds_cost_is_counted(tmp_path: Path) -> None:
+    """The engine's own account of one iteration, beside what is logged."""
+    engine = CountingEngine()
+    settings = {"rewards": [replace_reward("half_tied")], "dynamic_sampling": DynamicSamplingSettings(3)}
+    watch = run(tmp_path, iterations=1, engine=engine, **settings)
+    metrics, learned = watch.metrics[0], watch.experiences[0].rollout.rows
+    assert len(engine.calls) == 1 + metrics["dynamic_sampling/extra_rollouts"] > 1
+    assert metrics["completions/total"] == len(engine.generated) > len(learned)
+    tokens = sum(len(completion.token_ids) for completion in engine.generated)
+    assert metrics["tokens/total"] == tokens > sum(len(row.token_ids) for row in learned)
+    assert metrics["tokens/per_second"] == pytest.approx(tokens / metrics["time/iteration"], rel=1e-5)
+    assert metrics["time/generate"] >= engine.seconds * (1 - 1e-6)
+
+
+def test_seconds_and_verdicts_of_all_rounds_add_up() -> None:
+    def graded(rewards: list[list[float]], mark: str, verdicts: dict[str, int]) -> Rollout:
+        seconds = {"generate": 1.0, "grade": 0.25}
+        counts = {"grader/restarts": float(mark == "e2")}
+        return replace(fake_rollout(rewards, mark), seconds=seconds, verdicts=verdicts, counts=counts)
+
+    extras = {1: ([[1.0, 1.0]], {"match": 2, "timeout": 0}), 2: ([[0.0, 1.0]], {"match": 1, "timeout": 1})}
+    first = graded([[0.0, 0.0]], "f", {"match": 0, "mismatch": 2, "timeout": 0})
+    result = replace_tied(
+        first, lambda n: graded(extras[n][0], f"e{n}", extras[n][1]), DynamicSamplingSettings(5), bool
+    )
+    assert result.texts == ["e20.0", "e20.1"]
+    assert result.seconds == {"generate": 3.0, "grade": 0.75}
+    assert result.verdicts == {"match": 3, "mismatch": 2, "timeout": 1}
+    assert (result.generated_tokens, result.generated_completions) == (12, 6)
+    assert result.counts["grader/restarts"] == 1
 
 
 def replace_reward(name: str) -> Any:
