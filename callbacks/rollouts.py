@@ -57,7 +57,8 @@ class RolloutCallback(Callback):
         dynamic_sampling: tied groups give way to further prompts; null switches it off.
         truncated: completions cut off by ``max_new_tokens``: "keep" them, "mask" them out of the loss (their
             reward still counts in the group's mean), or "penalise" their reward by ``truncation_penalty``.
-        truncation_penalty: taken off the reward of a truncated completion under "penalise".
+        truncation_penalty: taken off the reward of a truncated completion under "penalise": "reward" and its spread
+            are logged with it, ``rewards/<name>/mean`` without.
         correction: importance weights against the engine's and the trainer's different log-probs; null for none.
         preflight_limit: largest mean difference of their log-probs on the first rollout, in nats a token, above
             which the run stops and names the likely cause; null checks nothing.
@@ -89,15 +90,15 @@ class RolloutCallback(Callback):
             )
         self.engine = GuardedEngine(inner)
         self.rewards = WeightedRewards(rewards or [CorrectnessReward()], reward_weights)
-        self.collector = RolloutCollector(self.engine, self.rewards, group_size, sampling, seed)
-        self._ahead_collector = RolloutCollector(inner, self.rewards, group_size, sampling, seed)
+        penalty = truncation_penalty if truncated == "penalise" else 0.0
+        self.collector = RolloutCollector(self.engine, self.rewards, group_size, sampling, seed, penalty)
+        self._ahead_collector = RolloutCollector(inner, self.rewards, group_size, sampling, seed, penalty)
         self.group_size = group_size
         self.sampling = sampling
         self.every_n_iterations = every_n_iterations
         self.generate_ahead = generate_ahead
         self.dynamic_sampling = dynamic_sampling
         self.truncated = truncated
-        self.truncation_penalty = truncation_penalty
         self.correction = correction
         self.preflight_limit = preflight_limit
         self._waiting: deque[Rollout] = deque()
@@ -266,16 +267,13 @@ class RolloutCallback(Callback):
             )
 
     def _treat_truncated(self, rollout: Rollout, tokens: "TokenBatch") -> tuple[torch.Tensor, torch.Tensor]:
-        """Rewards [P, G] and loss mask [B, T] under the option ``truncated``."""
-        device = tokens.completion_mask.device
-        cut = torch.tensor([row.finish_reason == "length" for row in rollout.rows], device=device)
-        rewards = torch.tensor(rollout.rewards, device=device)
+        """Rewards [P, G] and loss mask [B, T] under the option ``truncated``; penalties came with the grading."""
         mask = tokens.completion_mask
-        if self.truncated == "penalise":
-            rewards = rewards - self.truncation_penalty * cut
-        elif self.truncated == "mask":
+        rewards = torch.tensor(rollout.rewards, device=mask.device).view(-1, rollout.group_size)
+        if self.truncated == "mask":
+            cut = torch.tensor([row.finish_reason == "length" for row in rollout.rows], device=mask.device)
             mask = mask & ~cut[:, None]
-        return rewards.view(-1, rollout.group_size), mask
+        return rewards, mask
 
     def _report_tied(self, rollout: Rollout) -> None:
         """Once a run, in words: metrics alone would let a run that cannot learn look like one that does."""
@@ -292,10 +290,15 @@ class RolloutCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "GRPOLambdaModule", outputs: Any, batch: PromptBatch, batch_idx: int
     ) -> None:
+        """Logs what was generated on all ranks, the groups that dynamic sampling gave up included:
+
+        - ``tokens/total``, ``completions/total``: by the rollouts of all iterations so far;
+        - ``tokens/per_second``: tokens of this iteration's rollout over its ``time/iteration``.
+        """
         assert pl_module.experience is not None
         self._waiting.popleft()
-        rows = pl_module.experience.rollout.rows
-        counted = pl_module.gather_objects((sum(len(row.token_ids) for row in rows), len(rows), STOP.received))
+        rollout = pl_module.experience.rollout
+        counted = pl_module.gather_objects((rollout.generated_tokens, rollout.generated_completions, STOP.received))
         *counts, signals = zip(*counted, strict=True)
         tokens, completions = map(sum, counts)
         STOP.agree(signals)

@@ -21,7 +21,7 @@ class TraceLogging(Callback):
 
     - ``effective_horizon``: Σ_k tr(t, k) at a row's last token: how many tokens' worth of past it holds;
     - ``weight/quarter<n>``: mean forward weight W over the n-th quarter of the rows' own lengths;
-    - ``z_std``, ``z_max``: spread and largest size of the accumulated log-ratio, as the last update saw it;
+    - ``z_std``, ``z_max``: root mean square and largest size of the accumulated log-ratio, as the last update saw it;
     - ``clip_fraction`` and ``clip_fraction/quarter<n>``: share of tokens whose ratio leaves the clip range.
 
     ``trace/none/…`` gives the last two for the plain token ratio.
@@ -80,7 +80,7 @@ def _record_spread(
         return
     ratio = log_ratio.exp()
     outside = ((ratio < 1 - settings.clip_low) | (ratio > 1 + settings.clip_high)).double()
-    sums.add(f"trace/{style}/z_std", values.square().mean().sqrt(), len(values))
+    sums.add_squares(f"trace/{style}/z_std", values)
     sums.extremes(values.abs(), highest=f"trace/{style}/z_max")
     sums.add_values(f"trace/{style}/clip_fraction", outside[mask])
     for name, part in _quarters(mask):

@@ -9,11 +9,14 @@ from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from app.algorithm.objective import ObjectiveSettings
+from app.data.problems import Problem, PromptBatch
 from app.data.sources import SyntheticSource
 from app.policy.models import NewTokenizerSettings, PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.rewards.functions import ImportedReward, RewardSample
-from app.rollout.engine import SamplingSettings
+from app.rollout.engine import Completion, SamplingSettings
+from app.rollout.experience import Rollout
+from app.rollout.metric_sums import MetricSums
 from callbacks import RolloutCallback
 from datamodules import MathPromptDataModule
 from datamodules.base import BenchmarkSettings
@@ -108,3 +111,27 @@ def weights_of(module: Any) -> dict[str, torch.Tensor]:
 
 def equal_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def fake_rollout(rewards: list[list[float]], mark: str) -> Rollout:
+    """A graded rollout without a model; ``mark`` is in its ids and texts."""
+    groups, size = len(rewards), len(rewards[0])
+    problems = [Problem(f"{mark}{g}", "?", "1") for g in range(groups)]
+    rows = [[Completion([g, i], [0.0, 0.0], "stop") for i in range(size)] for g in range(groups)]
+    texts = [f"{mark}{g}.{i}" for g in range(groups) for i in range(size)]
+    flat = [value for group in rewards for value in group]
+    batch = PromptBatch(0, problems, [[g] for g in range(groups)])
+    return Rollout(batch, rows, texts, flat, {"r": flat}, 0, 2 * len(flat), len(flat))
+
+
+def over_ranks(*ranks: MetricSums) -> dict[str, float]:
+    """What each rank gets where the ranks hold these sums."""
+    held: list[dict[str, Any]] = []
+
+    def keep(own: dict[str, Any]) -> list[dict[str, Any]]:
+        held.append(own)
+        return [own]
+
+    for rank in ranks:
+        rank.reduce(keep)
+    return ranks[0].reduce(lambda own: held)

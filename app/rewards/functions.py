@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 from app.data.problems import Problem
 from app.errors import ConfigurationError, closest
 from app.rewards.answers import boxed_answers, strip_thinking
-from app.rewards.grading import Grader, Verdict
+from app.rewards.grading import REASONS, Grader, Verdict
 
 logger = logging.getLogger(__name__)
 Scores = list[float | None]
@@ -83,11 +83,11 @@ class CorrectnessReward:
         unreadable = "unparseable_gold"
         return [None if v.reason == unreadable else float(v.correct) for v in self.last_verdicts]
 
-    def counts(self) -> dict[str, float]:
-        """The share of every verdict reason in the last call, and how many grading processes were lost so far."""
-        reasons = Counter(verdict.reason for verdict in self.last_verdicts)
-        shares = {f"verdicts/{reason}": n / len(self.last_verdicts) for reason, n in sorted(reasons.items())}
-        return shares | {"grader/restarts": float(self.grader.restarts)}
+    def verdict_counts(self) -> dict[str, int]:
+        """How many verdicts of the last call had each reason; 0 for those that did not occur, so that curves have no
+        gaps."""
+        found = Counter(verdict.reason for verdict in self.last_verdicts)
+        return {reason: found[reason] for reason in REASONS}
 
     def close(self) -> None:
         """Ends the grading processes."""
@@ -197,11 +197,13 @@ class WeightedScores:
     Attributes:
         totals: N weighted sums; NaN where no reward function with a weight could score.
         columns: for each reward function its N unweighted scores; NaN where it could not score.
-        counts: further metrics: shares of verdict reasons, lost grading processes.
+        verdicts: for each verdict reason its number of completions; empty where no function grades answers.
+        counts: further metrics: grading processes lost so far.
     """
 
     totals: list[float]
     columns: dict[str, list[float]]
+    verdicts: dict[str, int]
     counts: dict[str, float]
 
 
@@ -235,7 +237,7 @@ class WeightedRewards:
         totals = [self._total(row) for row in rows]
         self._report_unscored(samples, totals)
         columns = {name: [math.nan if s is None else s for s in column] for name, column in scores.items()}
-        return WeightedScores(totals, columns, self._counts())
+        return WeightedScores(totals, columns, *self._graded())
 
     def _total(self, row: Mapping[str, float | None]) -> float:
         parts = [self.weights[name] * score for name, score in row.items() if score is not None and self.weights[name]]
@@ -248,11 +250,12 @@ class WeightedRewards:
             logger.warning("no reward function can score the completions of: %s", ", ".join(new))
             self._reported |= unscored
 
-    def _counts(self) -> dict[str, float]:
-        counts: dict[str, float] = {}
+    def _graded(self) -> tuple[dict[str, int], dict[str, float]]:
+        """Verdicts and counts of the function that grades answers, where there is one."""
         for function in self.functions:
-            counts |= function.counts() if isinstance(function, CorrectnessReward) else {}
-        return counts
+            if isinstance(function, CorrectnessReward):
+                return function.verdict_counts(), {"grader/restarts": float(function.grader.restarts)}
+        return {}, {}
 
     def close(self) -> None:
         """Frees what the functions hold, such as grading processes; safe to call again."""

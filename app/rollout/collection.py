@@ -4,6 +4,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from app.data.problems import PromptBatch
 from app.rewards.functions import RewardSample, WeightedRewards
 from app.rollout.engine import Completion, GenerationRequest, RolloutEngine, SamplingSettings
@@ -48,8 +50,27 @@ def reward_samples(
     ]
 
 
+def trained_rewards(scores: Sequence[float], rows: Sequence[Completion], truncation_penalty: float) -> list[float]:
+    """What the update learns from: a truncated completion's score less the penalty.
+
+    They are float32 numbers, as the update's are: where two differ in the last bits of a sum alone, the group is tied
+    for metrics and dynamic sampling too.
+    """
+    cut = torch.tensor([row.finish_reason == "length" for row in rows], dtype=torch.float64)
+    return (torch.tensor(scores, dtype=torch.float64) - truncation_penalty * cut).float().tolist()
+
+
 class RolloutCollector:
-    """Generates and grades the completions of several iterations' prompts at once."""
+    """Generates and grades the completions of several iterations' prompts at once.
+
+    Args:
+        engine: what generates.
+        rewards: what grades.
+        group_size: G, completions a prompt.
+        sampling: how completions are drawn.
+        seed: of sampling.
+        truncation_penalty: taken off the reward of a completion that ``max_new_tokens`` cut off.
+    """
 
     def __init__(
         self,
@@ -58,12 +79,14 @@ class RolloutCollector:
         group_size: int,
         sampling: SamplingSettings,
         seed: int,
+        truncation_penalty: float = 0.0,
     ) -> None:
         self.engine = engine
         self.rewards = rewards
         self.group_size = group_size
         self.sampling = sampling
         self.seed = seed
+        self.truncation_penalty = truncation_penalty
 
     def collect(
         self,
@@ -102,5 +125,19 @@ class RolloutCollector:
         started = time.perf_counter()
         texts = decode_groups(tokenizer, groups)
         graded = self.rewards(reward_samples(batch, groups, texts, self.sampling.max_new_tokens))
+        rows = [row for group in groups for row in group]
+        rewards = trained_rewards(graded.totals, rows, self.truncation_penalty)
         seconds = {"generate": generate_seconds, "grade": time.perf_counter() - started}
-        return Rollout(batch, groups, texts, graded.totals, graded.columns, weights_iteration, seconds, graded.counts)
+        return Rollout(
+            batch,
+            groups,
+            texts,
+            rewards,
+            graded.columns,
+            weights_iteration,
+            generated_tokens=sum(len(row.token_ids) for row in rows),
+            generated_completions=len(rows),
+            seconds=seconds,
+            verdicts=graded.verdicts,
+            counts=graded.counts,
+        )

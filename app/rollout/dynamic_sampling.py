@@ -6,9 +6,12 @@ prefer short completions.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from app.errors import ConfigurationError
 from app.rollout.experience import Rollout
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def replace_tied(
     settings: DynamicSamplingSettings,
     any_rank: Callable[[bool], bool],
 ) -> Rollout:
-    """``rollout`` with as many of its tied groups replaced as further rounds yield, in order.
+    """``rollout`` with as many of its tied groups replaced as further rounds yield, in order, and with their cost.
 
     Args:
         rollout: the first round.
@@ -66,6 +69,7 @@ def replace_tied(
         for target, source in zip(tied, useful, strict=False):
             rollout = put_group(rollout, target, extra, source)
             replaced += 1
+        rollout = with_cost(rollout, extra)
         tied = tied[len(useful) :]
     shares = {
         "dynamic_sampling/tied_before": first_share,
@@ -73,6 +77,22 @@ def replace_tied(
         "dynamic_sampling/extra_rollouts": float(rounds),
     }
     return replace(rollout, counts=rollout.counts | shares)
+
+
+def with_cost(rollout: Rollout, extra: Rollout) -> Rollout:
+    """``rollout`` with what ``extra`` took besides, whatever became of its groups: runs compare at equal compute."""
+    return replace(
+        rollout,
+        generated_tokens=rollout.generated_tokens + extra.generated_tokens,
+        generated_completions=rollout.generated_completions + extra.generated_completions,
+        seconds=_added(rollout.seconds, extra.seconds),
+        verdicts=_added(rollout.verdicts, extra.verdicts),
+        counts=rollout.counts | extra.counts,  # they count from the start of the run: the later ones hold
+    )
+
+
+def _added(first: dict[str, N], second: dict[str, N]) -> dict[str, N]:
+    return {name: first.get(name, 0) + second.get(name, 0) for name in first | second}
 
 
 def put_group(rollout: Rollout, target: int, other: Rollout, source: int) -> Rollout:

@@ -1,11 +1,12 @@
 """What a rollout leaves behind, and the tensors that one RL iteration learns from."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from app.data.problems import Problem, PromptBatch
+from app.errors import ConfigurationError
 from app.rollout.engine import Completion
 
 if TYPE_CHECKING:
@@ -24,11 +25,16 @@ class Rollout:
         batch: the P prompts.
         completions: P groups of G completions.
         texts: their P·G decoded texts, group by group.
-        rewards: P·G total rewards; NaN where no reward function could score.
+        rewards: P·G total rewards that the update learns from, any penalty included; NaN where no reward function
+            could score.
         reward_columns: for each reward function its P·G unweighted scores; NaN where it could not score.
         weights_iteration: the iteration whose policy weights generated it.
-        seconds: wall time by phase ("sync", "generate", "grade").
-        counts: further numbers worth logging (verdict reasons, restarts …).
+        generated_tokens: what it took to get these completions: their tokens and, under dynamic sampling, those of the
+            groups that were given up.
+        generated_completions: the same in completions.
+        seconds: wall time by phase ("sync", "generate", "grade"), of all that was generated.
+        verdicts: for each verdict reason of the grader its number among all that was generated.
+        counts: further numbers worth logging (restarts, shares of dynamic sampling …).
     """
 
     batch: PromptBatch
@@ -37,7 +43,10 @@ class Rollout:
     rewards: list[float]
     reward_columns: dict[str, list[float]]
     weights_iteration: int
+    generated_tokens: int
+    generated_completions: int
     seconds: dict[str, float] = field(default_factory=dict)
+    verdicts: dict[str, int] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -95,7 +104,17 @@ def rollout_state(rollout: Rollout) -> dict[str, Any]:
 
 
 def rollout_from_state(state: dict[str, Any]) -> Rollout:
-    """The inverse of :func:`rollout_state`."""
+    """The inverse of :func:`rollout_state`.
+
+    Raises:
+        ConfigurationError: another version of this code, whose rewards and counts may mean something else, wrote it.
+    """
+    if state.keys() != {each.name for each in fields(Rollout)}:
+        raise ConfigurationError(
+            "the checkpoint holds waiting rollouts as another version of this code writes them: resume from one at "
+            "which none were waiting",
+            key="ckpt_path",
+        )
     batch = dict(state["batch"])
     batch["problems"] = [Problem(**problem) for problem in batch["problems"]]
     completions = [[Completion(**row) for row in group] for group in state["completions"]]

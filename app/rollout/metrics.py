@@ -4,11 +4,15 @@ import torch
 
 from app.rollout.experience import Experience, Rollout
 from app.rollout.metric_sums import MetricSums
-from app.rollout.mismatch import mismatch_metrics
+from app.rollout.mismatch import record_mismatch
 
 
 def record_rollout(sums: MetricSums, rollout: Rollout) -> None:
-    """Rewards, lengths, truncation and times of ``rollout``, under the names that people know from TRL."""
+    """Rewards, lengths, truncation and times of ``rollout``, under the names that people know from TRL.
+
+    Under dynamic sampling ``verdicts/…``, ``time/generate`` and ``time/grade`` are of all that was generated, given-up
+    groups included; rewards and ``completions/…`` are of the groups that are learned from.
+    """
     rewards = torch.tensor(rollout.rewards, dtype=torch.float64).view(-1, rollout.group_size)
     sums.add_values("reward", rewards)
     sums.add("completions/unscored", float(rewards.isnan().double().mean()), rewards.numel())
@@ -16,6 +20,7 @@ def record_rollout(sums: MetricSums, rollout: Rollout) -> None:
     for name, column in rollout.reward_columns.items():
         sums.add_values(f"rewards/{name}/mean", torch.tensor(column, dtype=torch.float64))
     _record_lengths(sums, rollout)
+    _record_verdicts(sums, rollout)
     sums.add_all({f"time/{name}": seconds for name, seconds in rollout.seconds.items()})
     sums.add_all(rollout.counts)
     sums.add("staleness", float(rollout.batch.iteration - rollout.weights_iteration))
@@ -38,12 +43,16 @@ def _record_lengths(sums: MetricSums, rollout: Rollout) -> None:
     sums.add_values("completions/clipped_ratio", clipped)
 
 
+def _record_verdicts(sums: MetricSums, rollout: Rollout) -> None:
+    """The share of each reason among the completions that were graded."""
+    graded = sum(rollout.verdicts.values())
+    for reason, count in rollout.verdicts.items():
+        sums.add(f"verdicts/{reason}", count / graded, graded)
+
+
 def record_experience(experience: Experience) -> None:
     """Adds to the experience's own metrics what its rollout and its log-probs show before the update."""
     sums, mask = experience.metrics, experience.tokens.completion_mask.bool()
     record_rollout(sums, experience.rollout)
     sums.add_values("entropy", experience.entropy[mask])
-    found = mismatch_metrics(experience.sampler_log_probs, experience.old_log_probs, mask)
-    sums.extremes(found.pop("max"), highest="sampling/sampling_logp_difference/max")
-    sums.add("sampling/sampling_logp_difference/mean", found.pop("mean"), mask.sum())
-    sums.add_all({f"sampling/{name}": value for name, value in found.items()}, mask.sum())
+    record_mismatch(sums, experience.sampler_log_probs, experience.old_log_probs, mask)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from app.errors import ConfigurationError
+from app.rollout.metric_sums import MetricSums
 
 Mode = Literal["truncated", "masked"]
 Level = Literal["token", "sequence"]
@@ -52,34 +53,25 @@ def log_ratios(sampler_log_probs: Tensor, trainer_log_probs: Tensor, mask: Tenso
     return torch.where(mask.bool(), difference, 0.0)
 
 
-def mismatch_metrics(sampler_log_probs: Tensor, trainer_log_probs: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Scalars; each is 0 (the ratios and sample sizes: 1) where engine and trainer agree.
+def record_mismatch(sums: MetricSums, sampler_log_probs: Tensor, trainer_log_probs: Tensor, mask: Tensor) -> None:
+    """Adds to ``sums``, under ``sampling/``; each is 0 (ratios and sample sizes: 1) where engine and trainer agree.
 
-    ``mean`` and ``max`` of |d| over tokens, in nats; ``kl``: k3 estimate of KL(μ‖π) a token, mean of exp(d) − d − 1;
-    ``token_ratio`` and ``sequence_ratio``: mean importance ratio; ``token_sample_size`` and ``sequence_sample_size``:
-    effective sample size (Σw)² / Σw² of the ratios w, as a share of their number.
+    Over tokens: ``sampling_logp_difference/mean`` and ``…/max`` of |d| in nats; ``kl``: k3 estimate of KL(μ‖π), mean of
+    exp(d) − d − 1; ``token_ratio``: mean importance ratio; ``token_sample_size``: effective sample size (Σw)² / Σw² of
+    the ratios w, as a share of their number. Over sequences: ``sequence_ratio`` and ``sequence_sample_size``.
     """
     mask = mask.bool()
-    ratios = log_ratios(sampler_log_probs, trainer_log_probs, mask)
+    ratios = log_ratios(sampler_log_probs, trainer_log_probs, mask).double()
     tokens = ratios[mask]
     sequences = ratios.sum(1)[mask.any(1)]
     if not len(tokens):
         raise ValueError("a mismatch needs at least one token")
-    return {
-        "mean": tokens.abs().mean(),
-        "max": tokens.abs().max(),
-        "kl": (tokens.expm1() - tokens).mean(),
-        "token_ratio": tokens.exp().mean(),
-        "sequence_ratio": sequences.exp().mean(),
-        "token_sample_size": _sample_size(tokens),
-        "sequence_sample_size": _sample_size(sequences),
-    }
-
-
-def _sample_size(log_weights: Tensor) -> Tensor:
-    """(Σw)² / (n Σw²) of w = exp(log_weights), without overflow."""
-    twice_sum = 2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)
-    return (twice_sum - torch.tensor(len(log_weights)).log()).exp()
+    sums.extremes(tokens.abs(), highest="sampling/sampling_logp_difference/max")
+    sums.add("sampling/sampling_logp_difference/mean", tokens.abs().mean(), len(tokens))
+    sums.add("sampling/kl", (tokens.expm1() - tokens).mean(), len(tokens))
+    for level, log_weights in (("token", tokens), ("sequence", sequences)):
+        sums.add(f"sampling/{level}_ratio", log_weights.exp().mean(), len(log_weights))
+        sums.add_log_weights(f"sampling/{level}_sample_size", log_weights)
 
 
 def importance_weights(

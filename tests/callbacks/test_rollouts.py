@@ -1,6 +1,7 @@
 """Rollouts within a run: periods, truncation, dynamic sampling, faults, resuming in the middle."""
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import Callback
 
-from app.data.problems import Problem, PromptBatch
 from app.errors import ConfigurationError
-from app.rewards.functions import RewardSample
+from app.rewards.functions import CorrectnessReward, RewardSample
+from app.rewards.grading import REASONS
 from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
 from app.rollout.engine import Completion, SamplingSettings
 from app.rollout.experience import Rollout, rollout_from_state, rollout_state
@@ -22,7 +23,17 @@ from app.rollout.faults import EngineFailure
 from app.rollout.mismatch import CorrectionSettings
 from app.rollout.transformers_engine import TransformersEngine
 from callbacks import IterationCheckpoint
-from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, make_trainer, reward, weights_of
+from tests.running import (
+    equal_weights,
+    fake_rollout,
+    fit,
+    make_data,
+    make_module,
+    make_rollouts,
+    make_trainer,
+    reward,
+    weights_of,
+)
 
 
 class Watch(Callback):
@@ -45,6 +56,8 @@ class CountingEngine(TransformersEngine):
     def __init__(self, failures: Sequence[int] = ()) -> None:
         super().__init__()
         self.calls: list[list[Any]] = []
+        self.generated: list[Completion] = []
+        self.seconds = 0.0
         self.failures = set(failures)
         self.starts = self.closes = 0
 
@@ -56,7 +69,11 @@ class CountingEngine(TransformersEngine):
         self.calls.append(list(requests))
         if len(self.calls) in self.failures:
             raise EngineFailure("died", "for a test")
-        return super().generate(requests)
+        started = time.perf_counter()
+        groups = super().generate(requests)
+        self.seconds += time.perf_counter() - started
+        self.generated += [completion for group in groups for completion in group]
+        return groups
 
     def close(self) -> None:
         self.closes += 1
@@ -92,19 +109,85 @@ def test_old_log_probs_are_the_trainers_at_the_start_of_each_iteration(tmp_path:
     assert all(metrics["ratio_max"] == pytest.approx(1, abs=1e-4) for metrics in watch.metrics)
 
 
+LONGER = SamplingSettings(max_new_tokens=30)
+"""Cuts some completions of the tiny policy off, and not others."""
+
+
+def truncated_rows(experience: Any) -> torch.Tensor:
+    return torch.tensor([row.finish_reason == "length" for row in experience.rollout.rows])
+
+
 @pytest.mark.parametrize("truncated", ["keep", "mask", "penalise"])
 def test_truncated_completions(tmp_path: Path, truncated: str) -> None:
-    sampling = SamplingSettings(max_new_tokens=30)
-    watch = run(tmp_path, iterations=1, truncated=truncated, truncation_penalty=0.5, sampling=sampling)
-    experience = watch.experiences[0]
-    cut = torch.tensor([row.finish_reason == "length" for row in experience.rollout.rows])
+    watch = run(tmp_path, iterations=1, truncated=truncated, truncation_penalty=0.5, sampling=LONGER)
+    experience, metrics = watch.experiences[0], watch.metrics[0]
+    cut = truncated_rows(experience)
     assert 0 < cut.float().mean() < 1
-    assert watch.metrics[0]["completions/clipped_ratio"] == pytest.approx(float(cut.float().mean()))
+    assert metrics["completions/clipped_ratio"] == pytest.approx(float(cut.float().mean()))
     kept = experience.loss_mask.any(1)
     assert torch.equal(kept, ~cut if truncated == "mask" else torch.ones_like(cut))
-    paid = experience.rewards.flatten() - torch.tensor(experience.rollout.rewards)
-    expected = -0.5 * cut.float() if truncated == "penalise" else torch.zeros(len(cut))
-    torch.testing.assert_close(paid, expected)
+    raw = torch.tensor(experience.rollout.reward_columns["digit_share"])
+    paid = 0.5 * cut.float() if truncated == "penalise" else torch.zeros(len(cut))
+    torch.testing.assert_close(experience.rewards.flatten(), raw - paid)
+    assert experience.rollout.rewards == experience.rewards.flatten().tolist()
+    assert metrics["reward"] == pytest.approx(float((raw - paid).mean()))
+    assert metrics["rewards/digit_share/mean"] == pytest.approx(float(raw.mean()))
+
+
+def test_what_the_penalty_tells_apart_is_tied_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without it every group is tied: the metrics, the warning and the update speak of the same rewards."""
+    watch = run(tmp_path, iterations=1, truncated="penalise", sampling=LONGER, rewards=[reward("always_one")])
+    metrics, cut = watch.metrics[0], truncated_rows(watch.experiences[0]).view(4, 4).double()
+    tied = [group.sum() in (0, 4) for group in cut]
+    assert 0 < sum(tied) < 4
+    assert metrics["frac_reward_zero_std"] == sum(tied) / 4
+    assert metrics["reward"] == pytest.approx(1 - float(cut.mean()))
+    assert metrics["reward_std"] == pytest.approx(float(cut.std(1).mean()))
+    assert metrics["rewards/always_one/mean"] == 1
+    assert metrics["updates/skipped"] == 0
+    assert "nothing to learn from" not in caplog.text
+
+
+def test_dynamic_sampling_keeps_what_the_penalty_tells_apart(tmp_path: Path) -> None:
+    """The first round's such groups stay; the further rounds' completions pay as well."""
+    settings: dict[str, Any] = {"truncated": "penalise", "sampling": LONGER, "rewards": [reward("always_one")]}
+    plain = run(tmp_path, iterations=1, **settings).experiences[0]
+    watch = run(tmp_path, iterations=1, dynamic_sampling=DynamicSamplingSettings(1), **settings)
+    experience = watch.experiences[0]
+    informative = [index for index, cut in enumerate(truncated_rows(plain).view(4, 4)) if cut.any() and not cut.all()]
+    assert 0 < len(informative) < 4
+    assert watch.metrics[0]["dynamic_sampling/tied_before"] == 1 - len(informative) / 4
+    assert watch.metrics[0]["dynamic_sampling/replaced"] > 0
+    for index in informative:
+        assert experience.rollout.completions[index] == plain.rollout.completions[index]
+    torch.testing.assert_close(experience.rewards.flatten(), 1 - truncated_rows(experience).float())
+
+
+def test_a_rollout_that_waits_in_a_checkpoint_pays_the_penalty_once(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"truncated": "penalise", "sampling": LONGER, "every_n_iterations": 2}
+    keep = IterationCheckpoint(every_n_iterations=1, keep=9, folder=str(tmp_path / "c"))
+    whole, resumed = Watch(), Watch()
+    fit(tmp_path, make_module(), make_data(iterations=2), [make_rollouts(**settings), keep, whole])
+    trainer = make_trainer(tmp_path, [make_rollouts(**settings), resumed])
+    trainer.fit(
+        make_module(), datamodule=make_data(iterations=2), ckpt_path=str(tmp_path / "c" / "iteration-000001.ckpt")
+    )
+    raw = torch.tensor(whole.experiences[1].rollout.reward_columns["digit_share"])
+    expected = (raw - truncated_rows(whole.experiences[1]).float()).view(4, 4)
+    torch.testing.assert_close(whole.experiences[1].rewards, expected)
+    torch.testing.assert_close(resumed.experiences[0].rewards, expected)
+
+
+def rounded_apart(samples: Sequence[RewardSample]) -> list[float | None]:
+    """0.3 in two ways, which are two numbers in float64 and one in float32."""
+    return [0.1 + 0.2 if index % 2 else 0.3 for index, _ in enumerate(samples)]
+
+
+def test_rewards_that_differ_by_rounding_are_tied_for_metrics_as_for_the_update(tmp_path: Path) -> None:
+    watch = run(tmp_path, iterations=1, rewards=[replace_reward("rounded_apart")])
+    assert watch.metrics[0]["updates/skipped"] == 1
+    assert watch.metrics[0]["frac_reward_zero_std"] == 1
+    assert tied_groups(watch.experiences[0].rollout) == [0, 1, 2, 3]
 
 
 def test_metrics_speak_of_the_rollout(tmp_path: Path) -> None:
@@ -121,6 +204,14 @@ def test_metrics_speak_of_the_rollout(tmp_path: Path) -> None:
     total = sum(len(row.token_ids) for e in watch.experiences for row in e.rollout.rows)
     assert metrics["tokens/total"] == total
     assert metrics["completions/total"] == 32
+
+
+def test_every_reason_of_a_verdict_has_a_curve_without_gaps(tmp_path: Path) -> None:
+    watch = run(tmp_path, iterations=2, rewards=[CorrectnessReward(workers=1)])
+    for metrics in watch.metrics:
+        shares = [metrics[f"verdicts/{reason}"] for reason in REASONS]
+        assert sum(shares) == pytest.approx(1)
+        assert metrics["verdicts/timeout"] == 0
 
 
 def test_an_engine_that_fails_once_is_restarted_and_the_run_is_the_same(tmp_path: Path) -> None:
@@ -178,20 +269,42 @@ def test_tied_groups_give_way_to_further_prompts(tmp_path: Path) -> None:
     assert dynamic.metrics[0]["dynamic_sampling/tied_before"] == len(tied_groups(before)) / 4
 
 
+def test_what_further_rounds_cost_is_counted(tmp_path: Path) -> None:
+    """The engine's own account of one iteration, beside what is logged."""
+    engine = CountingEngine()
+    settings = {"rewards": [replace_reward("half_tied")], "dynamic_sampling": DynamicSamplingSettings(3)}
+    watch = run(tmp_path, iterations=1, engine=engine, **settings)
+    metrics, learned = watch.metrics[0], watch.experiences[0].rollout.rows
+    assert len(engine.calls) == 1 + metrics["dynamic_sampling/extra_rollouts"] > 1
+    assert metrics["completions/total"] == len(engine.generated) > len(learned)
+    tokens = sum(len(completion.token_ids) for completion in engine.generated)
+    assert metrics["tokens/total"] == tokens > sum(len(row.token_ids) for row in learned)
+    assert metrics["tokens/per_second"] == pytest.approx(tokens / metrics["time/iteration"], rel=1e-5)
+    assert metrics["time/generate"] >= engine.seconds * (1 - 1e-6)
+
+
+def test_seconds_and_verdicts_of_all_rounds_add_up() -> None:
+    def graded(rewards: list[list[float]], mark: str, verdicts: dict[str, int]) -> Rollout:
+        seconds = {"generate": 1.0, "grade": 0.25}
+        counts = {"grader/restarts": float(mark == "e2")}
+        return replace(fake_rollout(rewards, mark), seconds=seconds, verdicts=verdicts, counts=counts)
+
+    extras = {1: ([[1.0, 1.0]], {"match": 2, "timeout": 0}), 2: ([[0.0, 1.0]], {"match": 1, "timeout": 1})}
+    first = graded([[0.0, 0.0]], "f", {"match": 0, "mismatch": 2, "timeout": 0})
+    result = replace_tied(
+        first, lambda n: graded(extras[n][0], f"e{n}", extras[n][1]), DynamicSamplingSettings(5), bool
+    )
+    assert result.texts == ["e20.0", "e20.1"]
+    assert result.seconds == {"generate": 3.0, "grade": 0.75}
+    assert result.verdicts == {"match": 3, "mismatch": 2, "timeout": 1}
+    assert (result.generated_tokens, result.generated_completions) == (12, 6)
+    assert result.counts["grader/restarts"] == 1
+
+
 def replace_reward(name: str) -> Any:
     from app.rewards.functions import ImportedReward
 
     return ImportedReward(path=f"{__name__}:{name}")
-
-
-def fake_rollout(rewards: list[list[float]], mark: str) -> Rollout:
-    groups, size = len(rewards), len(rewards[0])
-    problems = [Problem(f"{mark}{g}", "?", "1") for g in range(groups)]
-    rows = [[Completion([g, i], [0.0, 0.0], "stop") for i in range(size)] for g in range(groups)]
-    texts = [f"{mark}{g}.{i}" for g in range(groups) for i in range(size)]
-    flat = [value for group in rewards for value in group]
-    batch = PromptBatch(0, problems, [[g] for g in range(groups)])
-    return Rollout(batch, rows, texts, flat, {"r": flat}, 0)
 
 
 groups_of_rewards = st.lists(
@@ -221,8 +334,15 @@ def test_replacing_keeps_good_groups_in_place_and_every_column_in_step(first: An
 
 
 def test_a_rollout_survives_the_way_through_a_checkpoint() -> None:
-    rollout = replace(fake_rollout([[0.0, 1.0]], "a"), counts={"x": 1.0})
+    rollout = replace(fake_rollout([[0.0, 1.0]], "a"), counts={"x": 1.0}, verdicts={"match": 2})
     assert rollout_from_state(rollout_state(rollout)) == rollout
+
+
+def test_a_rollout_that_another_version_wrote_is_refused_in_one_line() -> None:
+    state = rollout_state(fake_rollout([[0.0, 1.0]], "a"))
+    del state["verdicts"]
+    with pytest.raises(ConfigurationError, match="ckpt_path: the checkpoint holds waiting rollouts as another version"):
+        rollout_from_state(state)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,17 @@ from app.algorithm.objective import ObjectiveSettings
 from app.rollout.metric_sums import MetricSums
 from callbacks import TraceLogging
 from callbacks.trace_logging import record_traces
-from tests.running import fit, make_module, make_rollouts
+from tests.running import fit, make_module, make_rollouts, over_ranks
+
+
+def sums_of(log_ratio: torch.Tensor, mask: torch.Tensor, settings: ObjectiveSettings) -> MetricSums:
+    sums = MetricSums()
+    record_traces(sums, log_ratio, mask, settings)
+    return sums
 
 
 def recorded(log_ratio: torch.Tensor, mask: torch.Tensor, settings: ObjectiveSettings) -> dict[str, float]:
-    sums = MetricSums()
-    record_traces(sums, log_ratio, mask, settings)
-    return sums.reduce(lambda own: [own])
+    return over_ranks(sums_of(log_ratio, mask, settings))
 
 
 def test_the_numbers_are_those_of_the_sums_written_out() -> None:
@@ -46,6 +50,20 @@ def test_rows_that_took_no_part_have_no_spread_but_keep_their_weights() -> None:
     silent = recorded(torch.full((2, 4), float("nan")), mask, ObjectiveSettings(lam=0.5))
     assert not any("clip_fraction" in name for name in silent)
     assert silent["trace/both/effective_horizon"] > 0
+
+
+def test_two_ranks_give_what_one_process_gives() -> None:
+    settings = ObjectiveSettings(lam=0.9, clip_low=0.1, clip_high=0.2)
+    mask = torch.tensor([[1.0] * 8, [1.0] * 3 + [0.0] * 5])
+    log_ratio = torch.stack([torch.full((8,), 0.05), torch.full((8,), -0.5)]) * mask
+    ranks = [sums_of(log_ratio[[row]], mask[[row]], settings) for row in (0, 1)]
+    assert over_ranks(*ranks) == pytest.approx(recorded(log_ratio, mask, settings), rel=1e-6)
+
+
+def test_a_rank_on_which_nothing_was_learned_leaves_the_spread_to_the_others() -> None:
+    settings, mask = ObjectiveSettings(lam=0.0), torch.ones(1, 4)
+    ranks = [sums_of(torch.full((1, 4), value), mask, settings) for value in (0.3, float("nan"))]
+    assert over_ranks(*ranks)["trace/none/z_std"] == pytest.approx(0.3)
 
 
 def test_a_run_logs_every_style_side_by_side(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from app.rewards.functions import (
     RewardSample,
     WeightedRewards,
 )
+from app.rewards.grading import REASONS
 
 HERE = "tests.rewards.reward_examples"
 
@@ -56,14 +57,13 @@ def test_correctness_scores_and_counts(correctness: CorrectnessReward) -> None:
         sample(r"\boxed{" + "9" * 5000 + "}"),
     ]
     assert correctness(rows) == [1.0, 0.0, 0.0, None, 1.0, 0.0]
-    counts = correctness.counts()
-    assert counts.pop("grader/restarts") == 0
-    assert counts == {
-        "verdicts/match": 2 / 6,
-        "verdicts/mismatch": 1 / 6,
-        "verdicts/no_answer": 1 / 6,
-        "verdicts/too_long": 1 / 6,
-        "verdicts/unparseable_gold": 1 / 6,
+    assert correctness.verdict_counts() == {
+        "match": 2,
+        "mismatch": 1,
+        "no_answer": 1,
+        "timeout": 0,
+        "too_long": 1,
+        "unparseable_gold": 1,
     }
     assert [verdict.extracted for verdict in correctness.last_verdicts[:3]] == ["5", "6", None]
 
@@ -147,7 +147,7 @@ def test_weighted_sum() -> None:
     assert scores.totals == [1.5, 1.5]
     assert scores.columns["a"] == [1.0, 1.0]
     assert math.isnan(scores.columns["c"][0])
-    assert scores.counts == {}
+    assert scores.counts == scores.verdicts == {}
 
 
 def test_what_no_function_can_score_is_nan_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -178,7 +178,8 @@ def test_impossible_combinations_are_refused(functions: list, weights: list | No
 def test_counts_come_from_the_correctness_reward(correctness: CorrectnessReward) -> None:
     scores = WeightedRewards([correctness, FormatReward()], [1, 0.1])([sample(r"\boxed{5}"), sample("5")])
     assert scores.totals == [pytest.approx(1.1), 0.0]
-    assert scores.counts == {"verdicts/match": 0.5, "verdicts/no_answer": 0.5, "grader/restarts": 0.0}
+    assert scores.verdicts == dict.fromkeys(REASONS, 0) | {"match": 1, "no_answer": 1}
+    assert scores.counts == {"grader/restarts": 0.0}
 
 
 def test_rewards_are_built_from_a_configuration() -> None:

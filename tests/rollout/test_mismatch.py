@@ -17,10 +17,12 @@ from app.errors import ConfigurationError
 from app.policy.logprobs import token_log_probs
 from app.policy.packing import TokenBatch, build
 from app.rollout.engine import SamplingSettings
-from app.rollout.mismatch import CorrectionSettings, importance_weights, mismatch_metrics
+from app.rollout.metric_sums import MetricSums
+from app.rollout.mismatch import CorrectionSettings, importance_weights, record_mismatch
 from app.rollout.preflight import MismatchError, check_first_rollout, completion_logits
 from app.rollout.ranks import RolloutRanks
 from tests.models import tiny_model
+from tests.running import over_ranks
 
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]]).bool()
 
@@ -38,35 +40,54 @@ def _rows() -> list[list[float]]:
     return [[float(trainer[b, t]) - float(sampler[b, t]) for t in range(4) if MASK[b, t]] for b in range(3)]
 
 
+def _recorded(sampler: torch.Tensor, trainer: torch.Tensor, mask: torch.Tensor = MASK) -> MetricSums:
+    sums = MetricSums()
+    record_mismatch(sums, sampler, trainer, mask)
+    return sums
+
+
 def test_metrics_against_plain_loops() -> None:
     rows = _rows()
     tokens = [d for row in rows for d in row]
     ratios, sequences = [math.exp(d) for d in tokens], [math.exp(sum(row)) for row in rows]
     expected = {
-        "mean": sum(map(abs, tokens)) / 9,
-        "max": max(map(abs, tokens)),
+        "sampling_logp_difference/mean": sum(map(abs, tokens)) / 9,
+        "sampling_logp_difference/max": max(map(abs, tokens)),
         "kl": sum(math.exp(d) - d - 1 for d in tokens) / 9,
         "token_ratio": sum(ratios) / 9,
         "sequence_ratio": sum(sequences) / 3,
         "token_sample_size": sum(ratios) ** 2 / sum(r * r for r in ratios) / 9,
         "sequence_sample_size": sum(sequences) ** 2 / sum(r * r for r in sequences) / 3,
     }
-    metrics = mismatch_metrics(*_log_probs(), MASK)
-    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(expected, rel=1e-5)
+    expected = {f"sampling/{name}": value for name, value in expected.items()}
+    assert over_ranks(_recorded(*_log_probs())) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_ranks_with_other_numbers_of_tokens_give_what_one_process_gives(first: int) -> None:
+    sampler, trainer = _log_probs()
+    parts = [_recorded(sampler[rows], trainer[rows], MASK[rows]) for rows in (slice(first), slice(first, 3))]
+    assert over_ranks(*parts) == pytest.approx(over_ranks(_recorded(sampler, trainer)), rel=1e-12)
+
+
+def test_sample_sizes_survive_ratios_that_no_float_holds() -> None:
+    """Two sequences whose ratios are e^900 and e^900/2: (1 + 1/2)² / (1 + 1/4) / 2."""
+    trainer = torch.tensor([[900.0], [900.0 - math.log(2)]])
+    ranks = [_recorded(torch.zeros(1, 1), trainer[[row]], torch.ones(1, 1)) for row in (0, 1)]
+    assert over_ranks(*ranks)["sampling/sequence_sample_size"] == pytest.approx(0.9, rel=1e-4)
 
 
 def test_metrics_of_equal_log_probs() -> None:
     sampler, _ = _log_probs()
-    metrics = mismatch_metrics(sampler, sampler, MASK)
-    zero = {"mean", "max", "kl"}
-    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(
-        {name: 0.0 if name in zero else 1.0 for name in metrics}
-    )
+    metrics = over_ranks(_recorded(sampler, sampler))
+    ones = {name for name in metrics if name.endswith(("ratio", "sample_size"))}
+    assert len(ones) == 4
+    assert metrics == pytest.approx({name: float(name in ones) for name in metrics})
 
 
 def test_metrics_need_a_token() -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        mismatch_metrics(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2))
+        _recorded(torch.zeros(1, 2), torch.zeros(1, 2), torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("level", ["token", "sequence"])
