@@ -67,8 +67,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """The tail of an error message: the valid names, and the one nearest to what was written."""
     names = sorted(valid)
     near = closest(name, names, cutoff=0.5)
-    hint = f"did you mean {near!r}? " if near else ""
-    return f"{hint}There are: {', '.join(names) if names else 'none'}"
+    hint = f"did you mean {near!r}? There" if near else "there"
+    return f"{hint} are: {', '.join(names) if names else 'none'}"
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:
