@@ -172,7 +172,10 @@ class HubSource(FiniteSource):
             if number == 1:
                 check_columns([row], self.dataset, self.rows, wanted)
             self.report.rows += 1
-            problem = self._usable(row, f"{self.dataset}: row {number} of the stream in epoch {epoch}", wanted)
+            known = len(self.report.malformed)
+            problem = self._usable(row, f"{self.dataset}: row {number} of the stream", wanted)
+            if epoch > 0:  # the same rows again
+                del self.report.malformed[known:]
             self._name_malformed()
             if problem is not None:
                 self.report.kept += 1

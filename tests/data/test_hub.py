@@ -125,7 +125,17 @@ def test_a_stream_filters_excludes_counts_and_names(files: list[str], tmp_path: 
     assert source.report.left_out["level"] >= 12
     assert source.report.left_out["first file"] >= 4
     assert "holds no '####'" in source.report.malformed[0]
-    assert "in epoch 0" in source.report.malformed[0]
+
+
+def test_a_stream_names_a_malformed_row_once_and_not_in_every_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": f"p{i}", "answer": "#### 1" if i else "1"} for i in range(4)]
+    source = streamed([write_json_lines(tmp_path / "bad.jsonl", rows)])
+    read = [text for iteration in range(9) for text in texts(source, iteration)]
+    assert read.count("p1") > 2
+    assert len(source.report.malformed) == 1
+    assert [record.message for record in caplog.records] == source.report.malformed
 
 
 def test_a_stream_refuses_malformed_rows_by_option(tmp_path: Path) -> None:
