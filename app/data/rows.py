@@ -144,12 +144,12 @@ def _checked_text(value: Any, name: str, settings: RowSettings) -> str:
         raise MalformedRowError(f"the {name} is empty")
     if len(text) > settings.max_characters:
         raise MalformedRowError(f"the {name} has {len(text)} characters, over the limit of {settings.max_characters}")
-    if not _is_unicode(text):
+    if not is_unicode(text):
         raise MalformedRowError(f"the {name} is wrongly encoded (a lone surrogate or a replacement character)")
     return text
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """False for half a surrogate pair, which no tokenizer takes, and for U+FFFD, a failed decoding."""
     return not any("\ud800" <= character <= "\udfff" or character == "\ufffd" for character in text)
 
