@@ -228,6 +228,22 @@ def test_a_hub_dataset_is_read_at_its_revision_and_the_commit_is_known(tmp_path:
         assert f"the latest in the local cache is commit {OLD}, which may not be '{other}'" in refused
 
 
+@pytest.mark.slow
+def test_each_cached_commit_is_read_without_the_hub(tmp_path: Path) -> None:
+    commits = {
+        commit: {"train.jsonl": "".join(f'{{"problem": "{commit[0]}{i}", "answer": "1"}}\n' for i in (1, 2)).encode()}
+        for commit in (OLD, NEW)
+    }
+    home = tmp_path / "home"
+    with HubServer(REGISTRY["math12k"].hub_id, commits, {"main": NEW}) as hub:
+        for commit in (OLD, NEW):
+            assert read_from_hub(home, hub.address, revision=commit)["commit"] == commit
+    for commit in (OLD, NEW):
+        cached = read_from_hub(home, hub.address, offline=True, revision=commit)
+        assert (cached["commit"], cached["texts"]) == (commit, [f"{commit[0]}1", f"{commit[0]}2"])
+    assert read_from_hub(home, hub.address, offline=True)["commit"] == NEW
+
+
 def test_local_files_have_no_commit(files: list[str]) -> None:
     assert HubSource("json", data_files=files).origin() == {"dataset": "json", "split": "train", "data_files": files}
 
