@@ -39,6 +39,8 @@ def speak_plainly() -> None:
     lightning = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     if not any(isinstance(each, WithoutNotices) for each in lightning.filters):
         lightning.addFilter(WithoutNotices())
+    # Of a kernel for 4-bit weights, which nothing here has; peft imports bitsandbytes wherever it is installed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.formatwarning = _line
     # Under `validate` there is nothing to resume, and `fit` may leave out a callback on purpose.
     warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")

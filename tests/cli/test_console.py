@@ -43,3 +43,9 @@ def test_a_python_warning_is_one_line_without_a_place_in_a_library() -> None:
 )
 def test_notices_that_help_nobody_are_left_out(line: str, shown: bool) -> None:
     assert WithoutNotices().filter(logging.LogRecord("x", logging.INFO, "", 0, line, (), None)) == shown
+
+
+def test_a_library_that_is_only_looked_at_does_not_speak(capsys: pytest.CaptureFixture[str]) -> None:
+    speak_plainly()
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
+    assert capsys.readouterr().err == ""
