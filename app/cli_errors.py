@@ -344,5 +344,5 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _is_configurable(option: type) -> bool:
-    builtin = option.__module__ in ("builtins", "pathlib", "datetime", "types")
+    builtin = option.__module__ in ("builtins", "pathlib", "datetime", "types", "typing")  # Any is a class, too
     return dataclasses.is_dataclass(option) or not (builtin or issubclass(option, (str, Path)))

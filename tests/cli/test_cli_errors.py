@@ -4,6 +4,7 @@ import errno
 import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -199,6 +200,7 @@ class Parts:
     engine: RolloutEngine | None = None
     base: Base | None = None
     plan: Base | str = "auto"
+    open: dict[str, Any] | None = None
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,9 @@ def test_a_class_that_is_none_names_the_nearest_as_it_is_to_be_written(values: d
     assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("values", [{"base": "null"}, {"base": "Child"}, {"base": "{}"}, {"plan": "anything"}])
+@pytest.mark.parametrize(
+    "values", [{"base": "null"}, {"base": "Child"}, {"base": "{}"}, {"plan": "x"}, {"open": {"a": "b"}}]
+)
 def test_what_the_parser_takes_for_a_class_passes(values: dict) -> None:
     check_keys([Source("command line", {"parts": values})], {"parts": Parts})
 
