@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ parts warn of what a user cannot change
     with _text_metrics_left_out():
         from app.cli_runner import run
+    from app.console import speak_plainly
 
+    speak_plainly()
     return run(arguments)
 
 

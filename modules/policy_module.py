@@ -18,9 +18,18 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.utilities import rank_zero_warn
 
 from app.errors import ConfigurationError, DivergenceError
+from app.policy.checkpoints import PREFIX, check_trained
 from app.policy.lora import has_adapters, is_adapter
 from app.policy.models import PolicySettings
-from app.policy.optimizers import OptimizerSettings, build_optimizer, check_optimizer, lr_factor, number_by_model
+from app.policy.optimizers import (
+    OptimizerSettings,
+    build_optimizer,
+    check_optimizer,
+    group_settings,
+    keep_settings,
+    lr_factor,
+    number_by_model,
+)
 from app.policy.sharding import Kind, Sharding, clip_gradients, trained_parameters
 from app.rollout.metric_sums import MetricSums
 
@@ -120,6 +129,7 @@ class PolicyModule(LightningModule):
         # The number of batches is known after the data loaders are, which Lightning makes after the optimisers.
         factor = lambda iteration: lr_factor(settings, iteration, trainer.num_training_batches)  # noqa: E731
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        self._group_settings = group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def optimizer_step_clipped(self, sums: MetricSums) -> None:
@@ -204,9 +214,31 @@ class PolicyModule(LightningModule):
     def on_train_start(self) -> None:
         """transformers loads models in eval mode; activation checkpointing acts in train mode alone."""
         self.policy.train()
+        keep_settings(self.lr_schedulers(), self._group_settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to resume with other adapters: what does not fit would be left out without a word."""
+        """Refuses to resume what is of another stage, optimiser or policy."""
+        if self.trainer.state.fn == "fit":
+            self._check_origin(checkpoint, "stage", type(self).__name__, "model.class_path")
+            self._check_origin(checkpoint, "optimizer", self.optimizer_settings.name, "model.optimizer.name")
+        self._check_adapters(checkpoint)
+        if self.sharding.kind in ("single", "ddp"):
+            state = checkpoint["state_dict"]
+            weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+            check_trained(weights, self.policy, "the checkpoint", key="ckpt_path")
+
+    @staticmethod
+    def _check_origin(checkpoint: dict[str, Any], what: str, own: str, key: str) -> None:
+        saved = checkpoint.get(what, own)  # which earlier versions did not save
+        if saved != own:
+            raise ConfigurationError(
+                f"is {own}, but the checkpoint to resume from was made with {saved}: to start from its weights give "
+                "it as model.policy.path",
+                key=key,
+            )
+
+    def _check_adapters(self, checkpoint: dict[str, Any]) -> None:
+        """What does not fit would be left out without a word."""
         saved, own = (
             settings and settings.get("lora")
             for settings in (checkpoint.get("policy_settings"), asdict(self.policy_settings))
@@ -221,6 +253,7 @@ class PolicyModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_settings"] = asdict(self.policy_settings)
         checkpoint["policy_seed"] = self.seed
+        checkpoint["stage"], checkpoint["optimizer"] = type(self).__name__, self.optimizer_settings.name
         if self.sharding.kind in ("single", "ddp") and checkpoint.get("optimizer_states"):
             optimizer = self.trainer.optimizers[0]
             checkpoint["optimizer_states"] = [number_by_model(checkpoint["optimizer_states"][0], optimizer, self)]

@@ -23,6 +23,7 @@ from app.policy.checkpoints import (
 from app.policy.lora import add_adapters
 from app.policy.settings import PolicySettings
 from app.policy.sources import (
+    check_replaceable,
     check_source,
     expanded,
     loading,
@@ -191,8 +192,12 @@ def save_policy(
 
     It is written beside its place and then renamed: ``folder`` is never half a model, even after a crash. An
     existing one is replaced.
+
+    Raises:
+        ConfigurationError: there is something else than a model.
     """
     target = Path(folder)
+    check_replaceable(target, "export.folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         fresh = Path(scratch) / "new"

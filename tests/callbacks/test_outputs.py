@@ -89,6 +89,26 @@ def test_the_export_is_an_hf_folder_that_transformers_loads(tmp_path: Path) -> N
     assert not equal_weights(dict(earlier.state_dict()), weights_of(module))
 
 
+def test_an_export_never_takes_the_place_of_other_files(tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigurationError, match=r"export\.folder: .*papers holds other files"):
+        HFExport(str(tmp_path / "papers"))
+    with pytest.raises(ConfigurationError, match=r"export\.folder: .*thesis\.txt is a file"):
+        HFExport(str(tmp_path / "papers" / "thesis.txt"))
+    (tmp_path / "empty").mkdir()
+    HFExport(str(tmp_path / "empty"))
+
+
+def test_files_that_appear_while_a_run_learns_are_not_replaced_either(tmp_path: Path) -> None:
+    export = HFExport(str(tmp_path / "hf"))
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigurationError, match=r"export\.folder"):
+        fit(tmp_path, make_module(), make_data(iterations=1), [make_rollouts(), export])
+    assert (tmp_path / "hf" / "thesis.txt").read_text() == "precious"
+
+
 def test_the_table_of_completions_is_in_tensorboard(tmp_path: Path) -> None:
     logger = TensorBoardLogger(str(tmp_path), name="run")
     callbacks = [make_rollouts(), CompletionsTable(every_n_iterations=2, prompts=1)]
