@@ -61,3 +61,20 @@ def _check_rl(module: GRPOLambdaModule, data: "ProblemDataModule", rollouts: "Ro
         raise ConfigurationError(
             f"is {allowed}, less than rollouts.sampling.max_new_tokens, {longest}", key="model.objective.max_tokens"
         )
+    _warn_rl(module, rollouts)
+
+
+def _warn_rl(module: GRPOLambdaModule, rollouts: "RolloutCallback") -> None:
+    """What works, and is probably not meant."""
+    updates = rollouts.every_n_iterations - 1 + rollouts.generate_ahead
+    if updates and rollouts.correction is None:
+        rank_zero_warn(
+            f"samples are up to {updates} iterations older than the policy that learns from them, which ratio and clip "
+            "do not see (they start from π_old, the policy before the update): watch staleness and sampling/*, or set "
+            "rollouts.correction"
+        )
+    if module.objective.beta > 0 and module.objective.kl_estimator == "k1":
+        rank_zero_warn(
+            "model.objective.kl_estimator: the gradient of k1 is 0 on average, so that beta pulls nothing to the "
+            "reference policy; k2 and k3 do"
+        )

@@ -104,6 +104,7 @@ class RolloutCallback(Callback):
         self._waiting: deque[Rollout] = deque()
         self._ahead = RolloutAhead()
         self._ranks: RolloutRanks | None = None
+        self._preflight_ranks: RolloutRanks | None = None
         self._totals = {"tokens/total": 0.0, "completions/total": 0.0}
         self._iteration_started = 0.0
         self._engine_started = False
@@ -111,7 +112,8 @@ class RolloutCallback(Callback):
         self._tied_reported = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._ranks = RolloutRanks()
+        # Two groups: a rollout ahead asks the ranks in a thread of its own, meanwhile the preflight in the main one.
+        self._ranks, self._preflight_ranks = RolloutRanks(), RolloutRanks()
 
     def ready_engine(self, module: LightningModule) -> RolloutEngine:
         """The engine, idle and started, with the policy's current weights."""
@@ -246,17 +248,18 @@ class RolloutCallback(Callback):
         return experience
 
     def _compare_with_engine(self, module: "GRPOLambdaModule", experience: Experience) -> None:
-        """Preflight on the first rollout of a process, importance weights on every one."""
-        if self.preflight_limit is not None and not self._preflight_done:
+        """Preflight on a process's first rollout from the current weights, importance weights on every rollout."""
+        fresh = experience.rollout.weights_iteration == experience.iteration  # an older one was sampled by another π
+        if self.preflight_limit is not None and fresh and not self._preflight_done:
             self._preflight_done = True
-            assert self._ranks is not None, "setup comes first"
+            assert self._preflight_ranks is not None, "setup comes first"
             check_first_rollout(
                 module.policy,
                 experience.tokens,
                 experience.sampler_log_probs,
                 experience.old_log_probs,
                 self.sampling,
-                self._ranks,
+                self._preflight_ranks,
                 self.preflight_limit,
                 module.reference,
                 pad_rollout(experience.rollout, module.tokenizer, templated=False).to(module.device),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lightning import Callback
 
 from app.errors import ConfigurationError
+from app.policy.optimizers import OptimizerSettings
 from app.rewards.functions import CorrectnessReward, RewardSample
 from app.rewards.grading import REASONS
 from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
@@ -235,6 +236,21 @@ def test_an_engine_that_fails_twice_stops_the_run_with_a_checkpoint_to_go_on_fro
     fit(tmp_path, whole, make_data(iterations=4), [make_rollouts()])
     trainer = make_trainer(tmp_path, [make_rollouts()])
     trainer.fit(resumed, datamodule=make_data(iterations=4), ckpt_path=str(tmp_path / "c" / "last.ckpt"))
+    assert equal_weights(weights_of(whole), weights_of(resumed))
+
+
+def test_a_run_that_resumes_within_a_period_does_not_take_age_for_a_mismatch(tmp_path: Path) -> None:
+    """The preflight waits for a rollout from the current weights."""
+    settings = {"every_n_iterations": 4, "preflight_limit": 0.02}
+    fast = OptimizerSettings(lr=0.1)
+    keep = IterationCheckpoint(every_n_iterations=2, keep=9, folder=str(tmp_path / "c"))
+    whole, resumed = make_module(optimizer=fast), make_module(optimizer=fast)
+    fit(tmp_path, whole, make_data(iterations=6), [make_rollouts(**settings), keep])
+    rollouts, watch = make_rollouts(**settings), Watch()
+    trainer = make_trainer(tmp_path, [rollouts, watch])
+    trainer.fit(resumed, datamodule=make_data(iterations=6), ckpt_path=str(tmp_path / "c" / "iteration-000002.ckpt"))
+    assert watch.metrics[0]["sampling/sampling_logp_difference/mean"] > 0.02
+    assert rollouts._preflight_done
     assert equal_weights(weights_of(whole), weights_of(resumed))
 
 
