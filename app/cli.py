@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 where all went well; 2 for a configuration that cannot work; 1 for a run that had to stop
-        (an engine that failed twice, a reward function that raised, Ctrl-C …); 143 where SIGTERM stopped it; with
-        one line on stderr.
+        (an engine that failed twice, a reward function that raised, Ctrl-C …); 128 + the number of another signal
+        that stopped it (143 for SIGTERM); with one line on stderr.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -49,7 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's C++ parts warn of what a user cannot change
     with _text_metrics_left_out():
         from app.cli_runner import run
+    from app.console import speak_plainly
 
+    speak_plainly()
     return run(arguments)
 
 

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from app.cli_errors import nearest
 from app.errors import ConfigurationError
 from app.policy.models import check_path
@@ -34,6 +36,8 @@ def check_parts(
         raise ConfigurationError("validate needs it: give at least `evaluation: {}`", key="evaluation")
     if subcommand == "validate" and not data.benchmark_names:
         raise ConfigurationError("validate needs at least one benchmark", key="data.benchmarks")
+    if subcommand == "fit" and evaluation is None and data.benchmark_names and data.overlap == "ignore":
+        rank_zero_warn("data.benchmarks are not evaluated: give `evaluation: {}` to have them run beside training")
     if subcommand == "fit" and isinstance(module, GRPOLambdaModule):
         _check_rl(module, data, rollouts)
     elif subcommand == "fit" and rollouts is not None:

@@ -5,6 +5,7 @@ signatures before it, so that a misspelt key or class is named whole.
 """
 
 import dataclasses
+import errno
 import importlib
 import inspect
 import re
@@ -17,9 +18,17 @@ from typing import Any
 
 import yaml
 
+from app.cli_values import value_problems
 from app.errors import ConfigurationError, closest
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+_REWARDS = ("CorrectnessReward", "FormatReward", "OverlongPenalty", "ImportedReward")
+IMPORT_PATHS = {
+    "RewardFunction": [f"app.rewards.functions.{name}" for name in _REWARDS],
+    "RolloutEngine": ["app.rollout.transformers_engine.TransformersEngine", "app.rollout.vllm_engine.VLLMEngine"],
+}
+"""What this project has for each protocol."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,12 @@ def read_sources(arguments: Sequence[str]) -> list[Source]:
     options: dict[str, Any] = {}
     for key, value in _options(arguments):
         if key.startswith("--") and key != "--config" and not key.endswith(("help", "print_config")):
-            _set(options, key[2:].rstrip("+").split("."), value)
+            _set(options, key[2:].rstrip("+").split("."), _structured(value))
     return [*(Source(str(path), _read_yaml(Path(path))) for path in files), Source("command line", options)]
 
 
 def check_keys(sources: Sequence[Source], top_level: Mapping[str, Any]) -> None:
-    """Refuses the first key or class of ``sources`` that does not exist.
+    """Refuses the first key or class of ``sources`` that does not exist, or value that can be seen not to work.
 
     Args:
         sources: see :func:`read_sources`.
@@ -61,7 +70,7 @@ def check_keys(sources: Sequence[Source], top_level: Mapping[str, Any]) -> None:
     merged: dict[str, Any] = {}
     for source in sources:
         merged = _merge(merged, source.values)
-    for path, problem in _problems(merged, top_level, []):
+    for path, problem in (*_problems(merged, top_level, []), *value_problems(merged)):
         raise ConfigurationError(f"{problem}{_where(path, sources)}", key=".".join(path))
 
 
@@ -69,7 +78,7 @@ def explain(error: ConfigurationError, sources: Sequence[Source]) -> str:
     """One line on ``error``, with the source of the key that it blames where that can be told."""
     message = " ".join(str(error).split())
     if error.key is not None and "(in " not in message:
-        path = _completed(error.key.split("."), sources)
+        path = _completed(error.key.split("."), sources, message)
         return f"{'.'.join(path)}{message.removeprefix(error.key)}{_where(path, sources)}"
     parsed = re.match(r'Parser key "([\w.]+)": (.*)', message)
     if parsed is None:
@@ -81,7 +90,8 @@ def explain(error: ConfigurationError, sources: Sequence[Source]) -> str:
 
 
 def configuration_error(error: BaseException) -> ConfigurationError | None:
-    """The innermost configuration error behind ``error`` (the parser wraps those that constructors raise)."""
+    """The innermost configuration error behind ``error`` (the parser wraps those that constructors raise); a full
+    disk is one, too."""
     from omegaconf.errors import OmegaConfBaseException
 
     found, cause = None, error
@@ -92,6 +102,9 @@ def configuration_error(error: BaseException) -> ConfigurationError | None:
             reason = str(cause.msg or cause).splitlines()[0]
             hint = "; write the level init_args out, here and in the reference"
             found = ConfigurationError(reason + hint, key=_plain_key(cause.full_key))
+        elif isinstance(cause, OSError) and cause.errno in DISK_ERRORS and found is None:
+            place = cause.filename2 or cause.filename or "a file of the run"
+            found = ConfigurationError(f"cannot write {place}: {cause.strerror}; what was saved before is whole")
         cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     return found
 
@@ -114,17 +127,42 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
             yield word, words[index + 1] if index + 1 < len(words) else None
 
 
+def _structured(value: Any) -> Any:
+    """The mapping or list that an option spells; any other value as it was typed."""
+    try:
+        read = yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError:
+        return value
+    return read if isinstance(read, dict | list) else value
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         present = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         raise ConfigurationError(f"there is no file {path}{nearest(str(path), present)}", key="--config")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(encoding="utf-8-sig"), _OneOfEachKey)  # a SafeLoader
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"is not YAML: {' '.join(str(error).split())}", key=str(path)) from error
+        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is not YAML"
+        what = "cannot be read" if isinstance(error, yaml.constructor.ConstructorError) else what
+        raise ConfigurationError(f"{what}: {' '.join(str(error).split())}", key=str(path)) from error
     if not isinstance(values, dict):
         raise ConfigurationError("holds no keys: a configuration is a mapping of keys to values", key=str(path))
     return values
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would pass over the first with all that is below it."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in lines and isinstance(key, yaml.ScalarNode):
+                message = f"the key {key.value} stands twice, in lines {lines[key.value]} and {line}: keep one"
+                raise yaml.constructor.ConstructorError(None, None, message)
+            lines[str(key.value)] = line
+        return super().construct_mapping(node, deep)
 
 
 def _set(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
@@ -169,19 +207,23 @@ def _where(path: Sequence[str], sources: Sequence[Source]) -> str:
     return f" (in {holding[-1]})" if holding else ""
 
 
-def _path_of(ending: list[str], sources: Sequence[Source]) -> list[str]:
-    """The first key of the sources that ends like ``ending``, or ``ending`` itself."""
-    for source in reversed(sources):
-        for path in _paths(source.values):
-            if path[-len(ending) :] == ending:
-                return path
-    return ending
+def _path_of(ending: list[str], sources: Sequence[Source], message: str = "") -> list[str]:
+    """The first key of the sources that ends like ``ending`` and whose value ``message`` quotes; where there is none,
+    the first that ends like it, or ``ending`` itself."""
+    found = [
+        (path, _lookup(source.values, path))
+        for source in reversed(sources)
+        for path in _paths(source.values)
+        if path[-len(ending) :] == ending
+    ]
+    quoted = [path for path, value in found if isinstance(value, str) and value and value in message]
+    return (quoted or [path for path, _ in found] or [ending])[0]
 
 
-def _completed(key: list[str], sources: Sequence[Source]) -> list[str]:
+def _completed(key: list[str], sources: Sequence[Source], message: str) -> list[str]:
     """The whole path of a key that its setting knows by the end of its name, such as ``objective.lam``."""
     for known in range(len(key), 0, -1):
-        path = _path_of(key[:known], sources)
+        path = _path_of(key[:known], sources, message)
         if any(source.holds(path) for source in sources):
             return path + key[known:]
     return key
@@ -221,13 +263,15 @@ def _below(value: Any, annotation: Any, path: list[str]) -> Iterator[tuple[list[
         for element in (typing.get_args(option)[0] for option in options if typing.get_origin(option) is list):
             for index, item in enumerate(value):
                 yield from _below(_plain(item), element, [*path, str(index)])
+    bases = [option for option in options if inspect.isclass(option) and _is_configurable(option)]
+    if bases and str not in options and _may_be_class(value):
+        value = {"class_path": value}
     if not isinstance(value, Mapping):
         return
     for option in options:
         if typing.get_origin(option) is dict and len(typing.get_args(option)) == 2:
             for key, item in value.items():
                 yield from _below(_plain(item), typing.get_args(option)[1], [*path, str(key)])
-    bases = [option for option in options if inspect.isclass(option) and _is_configurable(option)]
     if bases:
         yield from _class_problems(value, bases, path)
 
@@ -239,14 +283,19 @@ def _class_problems(
     if "class_path" in value:
         chosen = _find_class(str(value["class_path"]), bases)
         if chosen is None:
-            names = [each.__name__ for base in bases for each in _subclasses(base)]
-            ending = str(value["class_path"]).rsplit(".", 1)[-1]
-            yield [*path, "class_path"], f"no class {value['class_path']}{nearest(ending, names)}"
+            name = str(value["class_path"])
+            yield [*path, "class_path"], f"no class {name}{_nearest_class(name, bases)}"
             return
     elif inspect.isabstract(chosen):  # an overlay's part of a class that another file names; the parser knows it
         return
     arguments = {key: item for key, item in value.items() if key not in CLASS_KEYS}
     yield from _problems(arguments, parameters(chosen), path)
+
+
+def _may_be_class(value: Any) -> bool:
+    """Whether a value that stands where a class belongs names one: the parser takes null, YAML and files there, too."""
+    named = isinstance(value, str) and re.fullmatch(r"[A-Za-z_][\w.]*", value)
+    return bool(named) and isinstance(yaml.safe_load(value), str) and not Path(value).exists()
 
 
 def _find_class(name: str, bases: Sequence[type]) -> type | None:
@@ -263,6 +312,15 @@ def _find_class(name: str, bases: Sequence[type]) -> type | None:
 def _subclasses(base: type) -> list[type]:
     children: list[type] = base.__subclasses__()
     return [base, *(each for child in children for each in _subclasses(child))]
+
+
+def _nearest_class(name: str, bases: Sequence[type]) -> str:
+    """:func:`nearest` by the class's own name. What keeps a protocol is found by its whole import path alone."""
+    paths = [path for base in bases for path in IMPORT_PATHS.get(base.__name__, [])]
+    known = {path.rsplit(".", 1)[-1].lower(): path for path in paths}
+    known |= {each.__name__.lower(): each.__name__ for base in bases for each in _subclasses(base)} if not paths else {}
+    near = closest(name.rsplit(".", 1)[-1].lower(), known, cutoff=0.55)
+    return f"; did you mean {known[near]}?" if near else nearest(name, list(known.values()))
 
 
 def parameters(of: Any) -> dict[str, Any]:
@@ -286,5 +344,5 @@ def _alternatives(annotation: Any) -> list[Any]:
 
 
 def _is_configurable(option: type) -> bool:
-    builtin = option.__module__ in ("builtins", "pathlib", "datetime", "types")
+    builtin = option.__module__ in ("builtins", "pathlib", "datetime", "types", "typing")  # Any is a class, too
     return dataclasses.is_dataclass(option) or not (builtin or issubclass(option, (str, Path)))

@@ -1,9 +1,9 @@
 """Builds Lightning's CLI for this project and runs it. Imported late: Lightning alone takes seconds to import."""
 
 import logging
-import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from app.cli_checks import check_parts
 from app.cli_errors import Source, check_keys, configuration_error, explain, parameters, read_sources
@@ -20,6 +21,8 @@ from app.rewards.functions import RewardError
 from app.rollout.faults import EngineFailure
 from app.rollout.preflight import MismatchError
 from app.rollout.weight_sync import WeightSyncError
+from app.slurm import noted_checkpoint
+from app.stopping import STOP, StopRequested
 from callbacks import (
     BenchmarkEvaluation,
     CompletionsTable,
@@ -27,6 +30,7 @@ from callbacks import (
     IterationCheckpoint,
     IterationProgress,
     RolloutCallback,
+    StopOnSignal,
     TraceLogging,
 )
 from datamodules import MathPromptDataModule, SFTDataModule
@@ -59,9 +63,6 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "check_val_every_n_epoch": None,
     "log_every_n_steps": 1,
 }
-
-
-TERMINATED = 128 + signal.SIGTERM
 
 
 class OneLineParser(LightningArgumentParser):
@@ -105,6 +106,13 @@ class GRPOLambdaCLI(LightningCLI):
         else:
             self.trainer = self.instantiate_trainer()
 
+    def before_fit(self) -> None:
+        """A job that SLURM has restarted goes on, whatever its command says of an older checkpoint."""
+        noted = noted_checkpoint(Path(self.trainer.default_root_dir))
+        if noted is not None:
+            rank_zero_info(f"SLURM has restarted this job: it goes on from {noted}")
+            self.config_init[self.subcommand]["ckpt_path"] = noted
+
     def _dry_run(self) -> None:
         from app.dry_run import Parts, dry_run
 
@@ -121,7 +129,7 @@ class GRPOLambdaCLI(LightningCLI):
         if config.get("logger") is None:
             config["logger"] = TensorBoardLogger(config["default_root_dir"], self._get(self.config_init, "name"))
         callbacks = [self._get(self.config_init, key) for key in CALLBACKS]
-        callbacks = [callback for callback in callbacks if callback is not None]
+        callbacks = [StopOnSignal(), *(callback for callback in callbacks if callback is not None)]
         # Lightning's own checkpoint callback, which it adds where there is none, counts optimiser steps.
         given = callbacks + (config.get("callbacks") or [])
         config["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in given)
@@ -145,9 +153,10 @@ def run(arguments: list[str]) -> int:
     except (DivergenceError, EngineFailure, MismatchError, RewardError, WeightSyncError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except SIGTERMException:  # which ends with 0 otherwise, as if the run were complete
-        print("stopped by SIGTERM", file=sys.stderr)
-        return TERMINATED
+    except StopRequested as stop:
+        rank_zero_only(print)(stop, file=sys.stderr)
+        STOP.finish()
+        return stop.exit_code
     except Exception as error:
         root = configuration_error(error)
         if root is None:

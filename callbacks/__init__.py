@@ -6,6 +6,7 @@ from callbacks.hf_export import HFExport
 from callbacks.iteration_checkpoint import IterationCheckpoint
 from callbacks.progress import IterationProgress
 from callbacks.rollouts import RolloutCallback
+from callbacks.stop_on_signal import StopOnSignal
 from callbacks.trace_logging import TraceLogging
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "IterationCheckpoint",
     "IterationProgress",
     "RolloutCallback",
+    "StopOnSignal",
     "TraceLogging",
 ]

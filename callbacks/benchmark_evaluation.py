@@ -214,8 +214,27 @@ class BenchmarkEvaluation(Callback):
         """Makes up for an evaluation that was due where the run stopped: the checkpoint of an iteration is saved
         before the evaluation that follows it, and Lightning takes it for done."""
         done = _iterations_done(trainer)
+        self._report_end(trainer)
         if 0 < done != self._evaluated and trainer.enable_validation and _is_due(trainer, done):
             _run_validation(trainer)
+
+    @staticmethod
+    def _report_end(trainer: Trainer) -> None:
+        """Warns where the policy that the run ends with is not evaluated."""
+        total, interval = int(trainer.num_training_batches), trainer.val_check_batch
+        if trainer.is_global_zero and trainer.enable_validation and isinstance(interval, int) and total % interval:
+            last = (
+                f"the last evaluation is after iteration {total - total % interval}"
+                if total > interval
+                else ("no evaluation follows the one before the first iteration")
+            )
+            log.warning(
+                "trainer.val_check_interval is %d and the run has %d iterations: %s, and the policy at its end is not "
+                "evaluated",
+                interval,
+                total,
+                last,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"evaluated": self._evaluated}
@@ -238,7 +257,11 @@ class BenchmarkEvaluation(Callback):
 
     def _settings(self, name: str) -> BenchmarkSettings:
         settings = self.benchmarks.get(name, BenchmarkSettings())
-        settings.sampling(self.sampling)
+        try:
+            settings.sampling(self.sampling)
+        except ConfigurationError as error:
+            rule, last = str(error).removeprefix(f"{error.key}: "), str(error.key).rsplit(".", 1)[-1]
+            raise ConfigurationError(rule, key=f"evaluation.benchmarks.{name}.{last}") from error
         return settings
 
     def _request(self, name: str, batch: PromptBatch, index: int, end_token_ids: tuple[int, ...]) -> GenerationRequest:
@@ -317,9 +340,11 @@ class BenchmarkEvaluation(Callback):
         data = trainer.datamodule
         return {
             "policy": asdict(module.policy_settings),
+            "ckpt_path": trainer.ckpt_path,  # whose weights took the place of the policy's
             "engine": _engine_name(self._active),
             "sampling": asdict(self.sampling),
             "benchmarks": {name: asdict(self._settings(name)) for name in self._logs},
+            "limits": {name: data.benchmarks[name].limit for name in self._logs},
             "sources": {name: data.benchmarks[name].source.origin() for name in self._logs},
             "prompts": {name: asdict(data.benchmarks[name].prompt or data.prompt) for name in self._logs},
             "grader_timeout_s": self.grader_timeout_s,
@@ -330,7 +355,7 @@ class BenchmarkEvaluation(Callback):
 
 
 def _iterations_done(trainer: Trainer) -> int:
-    return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return trainer.fit_loop.epoch_loop.batch_progress.current.processed  # ready is of one that a signal cut off, too
 
 
 def _is_due(trainer: Trainer, done: int) -> bool:

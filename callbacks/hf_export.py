@@ -12,6 +12,7 @@ from app.errors import ConfigurationError
 from app.policy.lora import has_adapters, save_adapter
 from app.policy.models import save_policy
 from app.policy.sharding import plain_model, whole_weights
+from app.policy.sources import check_replaceable
 from app.rollout.weight_sync import policy_weights
 from callbacks.run_folder import run_folder
 
@@ -26,13 +27,16 @@ class HFExport(Callback):
     peft reads them, in ``adapter``.
 
     Args:
-        folder: where to; by default ``hf`` in the run's folder. Later exports replace it.
+        folder: where to; by default ``hf`` in the run's folder. Later exports replace it; a folder with anything
+            else in it is refused.
         every_n_iterations: further exports to ``<folder>-iteration-<n>``; null for none.
     """
 
     def __init__(self, folder: str | None = None, every_n_iterations: int | None = None) -> None:
         if every_n_iterations is not None and every_n_iterations < 1:
             raise ConfigurationError(f"must be at least 1, got {every_n_iterations}", key="export.every_n_iterations")
+        if folder is not None:
+            check_replaceable(Path(folder), "export.folder")
         self.folder = folder
         self.every_n_iterations = every_n_iterations
 

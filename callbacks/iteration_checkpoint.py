@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from app.errors import ConfigurationError, DivergenceError
 from app.rollout.faults import EngineFailure
+from app.stopping import StopRequested
 from callbacks.run_folder import run_folder
 
 
@@ -18,7 +19,7 @@ class IterationCheckpoint(Checkpoint):
     """Keeps ``iteration-<n>.ckpt``, ``last.ckpt`` (a link to the newest) and ``best.ckpt``.
 
     A checkpoint is written under another name and renamed, so that a kill leaves the former one whole. A run that
-    an error or Ctrl-C ends between two updates saves the iterations behind it first.
+    an error or a signal ends between two updates saves the iterations behind it first.
 
     Args:
         every_n_iterations: how often; the last iteration is always saved.
@@ -49,12 +50,14 @@ class IterationCheckpoint(Checkpoint):
         self.folder = folder
         self.best_score: float | None = None
         self._saved: list[str] = []
-        self._steps = -1  # optimiser steps at the end of the last iteration
+        # Optimiser steps and the logger's step at the end of the last iteration.
+        self._steps = self._logged = -1
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         done, self._steps = batch_idx + 1, trainer.global_step
+        self._logged = trainer.fit_loop.epoch_loop._batches_that_stepped
         if done % self.every_n_iterations == 0 or done == trainer.num_training_batches:
             self._save_iteration(trainer, done)
 
@@ -62,11 +65,31 @@ class IterationCheckpoint(Checkpoint):
         """Saves, unless the update was half done, nothing is new, or other ranks may wait elsewhere."""
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
         saved = any(f"iteration-{done:06d}" in path for path in self._saved)
-        together = trainer.world_size == 1 or isinstance(exception, DivergenceError | EngineFailure)  # of all ranks
+        common = DivergenceError | EngineFailure | StopRequested  # of all ranks
+        together = trainer.world_size == 1 or isinstance(exception, common)
         if together and self._steps == trainer.global_step and done and not saved:
+            self._rewind(trainer)
             self._save_iteration(trainer, done)
-        if self._saved:
-            rank_zero_info(f"to go on from there: --ckpt_path {Path(self._saved[-1]).parent / 'last.ckpt'}")
+        if self.last is not None:
+            rank_zero_info(f"to go on from there: --ckpt_path {self.last}")
+
+    @property
+    def last(self) -> Path | None:
+        """The newest checkpoint; None before there is one."""
+        return Path(self._saved[-1]).parent / "last.ckpt" if self._saved else None
+
+    def _rewind(self, trainer: Trainer) -> None:
+        """Sets Lightning's counters back to the end of the last iteration, where other checkpoints are saved: with what
+        was only begun among them, a resumed run would evaluate and log an iteration late."""
+        loop = trainer.fit_loop.epoch_loop
+        loop._batches_that_stepped = self._logged
+        batches, evaluated = loop.batch_progress, loop.val_loop.batch_progress
+        for count in (batches.total, batches.current):
+            count.ready = count.started = count.processed
+            count.completed = count.processed - 1
+        batches.is_last_batch = batches.current.processed >= trainer.num_training_batches
+        for count in (evaluated.total, evaluated.current):
+            count.ready = count.started = count.processed = count.completed
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or trainer.state.fn != "fit":
@@ -75,7 +98,8 @@ class IterationCheckpoint(Checkpoint):
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise ConfigurationError(f"no metric {self.monitor!r} was logged; there are {known}", "checkpoint.monitor")
         score = float(trainer.callback_metrics[self.monitor])
-        if self.best_score is None or (score > self.best_score) == (self.mode == "max") != (score == self.best_score):
+        sign = 1 if self.mode == "max" else -1
+        if self.best_score is None or sign * score > sign * self.best_score:
             self.best_score = score
             if not trainer.sanity_checking:
                 self._save(trainer, self._folder(trainer) / "best.ckpt")
@@ -92,13 +116,16 @@ class IterationCheckpoint(Checkpoint):
 
     def _save_iteration(self, trainer: Trainer, done: int) -> None:
         path = self._folder(trainer) / f"iteration-{done:06d}.ckpt"
-        self._saved = [saved for saved in self._saved if saved != str(path)] + [str(path)]
+        # A resumed run writes to a folder of its own, and leaves those that it came from alone.
+        own = [saved for saved in self._saved if Path(saved).parent == path.parent and saved != str(path)]
+        self._saved = [*own, str(path)]
         outdated, self._saved = self._saved[: -self.keep], self._saved[-self.keep :]
         self._save(trainer, path)
         if trainer.is_global_zero:
             _link(path, path.parent / "last.ckpt")
             for old in outdated:
                 _remove(Path(old))
+        trainer.strategy.barrier()  # no rank ends before: launchers then take the others for failed, and kill them
         rank_zero_info(f"checkpoint of iteration {done}: {path}")
 
     @staticmethod

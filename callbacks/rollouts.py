@@ -32,6 +32,7 @@ from app.rollout.mismatch import CorrectionSettings, importance_weights
 from app.rollout.preflight import check_first_rollout
 from app.rollout.ranks import RolloutRanks
 from app.rollout.transformers_engine import TransformersEngine
+from app.stopping import STOP
 
 if TYPE_CHECKING:
     from app.policy.packing import TokenBatch
@@ -114,7 +115,7 @@ class RolloutCallback(Callback):
 
     def ready_engine(self, module: LightningModule) -> RolloutEngine:
         """The engine, idle and started, with the policy's current weights."""
-        self._waiting.extend(self._ahead.finish())
+        self._take_rollout_ahead()
         if not self._engine_started:
             self.engine.start(module)
             self._engine_started = True
@@ -126,17 +127,28 @@ class RolloutCallback(Callback):
     ) -> None:
         self._iteration_started = time.perf_counter()
         pl_module.experience = None  # frees the last iteration's tensors before new ones are made
-        self._waiting.extend(self._ahead.finish())
-        if not self._waiting:
-            self._waiting.extend(self._generate(trainer, pl_module, batch.iteration))
-        rollout = self._waiting.popleft()
-        if rollout.batch.iteration != batch.iteration:
-            raise RuntimeError(f"rollout of iteration {rollout.batch.iteration} in iteration {batch.iteration}")
-        if self.generate_ahead and not self._waiting:
-            self._start_ahead(trainer, pl_module, batch.iteration)
-        pl_module.experience = self._experience(pl_module, rollout)
+        with STOP.interruptible_alone():
+            rollout = self._rollout(trainer, pl_module, batch.iteration)
+            pl_module.experience = self._experience(pl_module, rollout)
         if trainer.is_global_zero:
             self._report_tied(rollout)
+
+    def _rollout(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> Rollout:
+        """That of ``iteration``. It goes on waiting until the iteration is done: a run that stops before saves it."""
+        self._take_rollout_ahead()
+        if not self._waiting:
+            self._waiting.extend(self._generate(trainer, module, iteration))
+        rollout = self._waiting[0]
+        if rollout.batch.iteration != iteration:
+            raise RuntimeError(f"rollout of iteration {rollout.batch.iteration} in iteration {iteration}")
+        if self.generate_ahead and len(self._waiting) == 1:
+            self._start_ahead(trainer, module, iteration)
+        return rollout
+
+    def _take_rollout_ahead(self) -> None:
+        """Waits for the rollout that is generated ahead, if there is one, unless a signal ends the run meanwhile."""
+        if self.generate_ahead:
+            self._waiting.extend(STOP.together(lambda: self._ahead.finish(STOP.interruptible)))
 
     def _generate(self, trainer: Trainer, module: "GRPOLambdaModule", iteration: int) -> list[Rollout]:
         """Rollouts for ``iteration`` and, with a period, for those that follow."""
@@ -209,10 +221,12 @@ class RolloutCallback(Callback):
         started = time.perf_counter()
         tokens = pad_rollout(rollout, module.tokenizer).to(module.device)
         temperature, reference = self.sampling.temperature, module.reference
-        old = module.evaluate_tokens(module.policy, tokens, temperature, with_entropy=True)
-        ref = module.evaluate_tokens(reference, tokens, temperature).log_probs if reference else None
-        sampler = sampler_log_probs(rollout, tokens)
         rewards, loss_mask = self._treat_truncated(rollout, tokens)
+        plan = module.plan_updates(tokens, rewards, loss_mask)
+        evaluate = partial(module.evaluate_tokens, tokens=tokens, temperature=temperature, parts=plan.passes)
+        old = evaluate(module.policy, with_entropy=True)
+        ref = evaluate(reference).log_probs if reference else None
+        sampler = sampler_log_probs(rollout, tokens)
         rollout.seconds["log_probs"] = time.perf_counter() - started
         experience = Experience(
             rollout=rollout,
@@ -225,6 +239,7 @@ class RolloutCallback(Callback):
             entropy=old.entropy,
             temperature=temperature,
             metrics=MetricSums(),
+            plan=plan,
         )
         self._compare_with_engine(module, experience)
         record_experience(experience)
@@ -281,9 +296,12 @@ class RolloutCallback(Callback):
         - ``tokens/per_second``: tokens of this iteration's rollout over its ``time/iteration``.
         """
         assert pl_module.experience is not None
+        self._waiting.popleft()
         rollout = pl_module.experience.rollout
-        counted = pl_module.gather_objects((rollout.generated_tokens, rollout.generated_completions))
-        tokens, completions = (sum(column) for column in zip(*counted, strict=True))
+        counted = pl_module.gather_objects((rollout.generated_tokens, rollout.generated_completions, STOP.received))
+        *counts, signals = zip(*counted, strict=True)
+        tokens, completions = map(sum, counts)
+        STOP.agree(signals)
         self._totals["tokens/total"] += tokens
         self._totals["completions/total"] += completions
         seconds = time.perf_counter() - self._iteration_started

@@ -260,7 +260,13 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
             return
         fit_loop = self.trainer.fit_loop
         batches, epochs = fit_loop.epoch_loop.batch_progress, fit_loop.epoch_progress
-        if not batches.is_last_batch or batches.current.processed >= self.iterations:
+        if not batches.is_last_batch:
+            return
+        if batches.current.processed >= self.iterations:
+            rank_zero_info(
+                f"all {self.iterations} iterations of this run are behind the checkpoint: nothing is left to train; "
+                "it goes on with more data.iterations"
+            )
             return
         batches.is_last_batch = False
         for progress in (epochs.current, epochs.total):

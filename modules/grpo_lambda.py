@@ -1,6 +1,8 @@
 """GRPO-λ: one ``training_step`` is one RL iteration over the experience that the rollout callback left here."""
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -8,15 +10,17 @@ import torch
 from app.algorithm.advantages import check_advantage_settings, group_advantages
 from app.algorithm.objective import ObjectiveSettings, normaliser, policy_objective
 from app.data.problems import PromptBatch
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, require
 from app.policy.checkpoints import is_checkpoint
+from app.policy.dropout import switch_off_dropout
 from app.policy.logprobs import TokenStatistics, token_log_probs
 from app.policy.lora import WithoutAdapters, has_adapters
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
-from app.policy.packing import TokenBatch, split_by_rows
+from app.policy.packing import TokenBatch, split_by_rows, split_by_tokens
 from app.policy.sharding import evaluation
 from app.rollout.metric_sums import MetricSums
+from app.rollout.update_plan import UpdatePlan, plan_updates
 from modules.policy_module import PolicyModule
 
 if TYPE_CHECKING:
@@ -37,6 +41,7 @@ class GRPOLambdaModule(PolicyModule):
         updates_per_rollout: μ, passes over a rollout.
         mini_batches: optimiser steps a pass; groups stay whole, so it must divide the prompts of a rank.
         micro_batch_size: rows a forward and backward pass; changes memory and speed, never the gradient.
+        micro_batch_tokens: instead: tokens a pass, rows times the longest of them; short rows are then many a pass.
         seed: of a newly built policy's weights.
         reference_offload: the frozen reference (β > 0) waits in host memory while it is not needed.
         policy_offload: parameters, gradients and optimiser states wait in host memory (ModelParallelStrategy alone).
@@ -52,6 +57,7 @@ class GRPOLambdaModule(PolicyModule):
         updates_per_rollout: int = 1,
         mini_batches: int = 1,
         micro_batch_size: int = 64,
+        micro_batch_tokens: int | None = None,
         seed: int = 0,
         reference_offload: bool = False,
         policy_offload: bool = False,
@@ -64,9 +70,10 @@ class GRPOLambdaModule(PolicyModule):
         self.updates_per_rollout = updates_per_rollout
         self.mini_batches = mini_batches
         self.micro_batch_size = micro_batch_size
-        for name in ("updates_per_rollout", "mini_batches", "micro_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"must be at least 1, got {getattr(self, name)}", key=f"model.{name}")
+        self.micro_batch_tokens = micro_batch_tokens
+        for name in ("updates_per_rollout", "mini_batches", "micro_batch_size", "micro_batch_tokens"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, "must be at least 1", value, f"model.{name}")
         check_advantage_settings(advantage_scale, clamp_negative)
         self.experience: Experience | None = None
         # [B, T] log π_θ − log π_old as each row's last update saw it; NaN on rows that took no part.
@@ -99,15 +106,57 @@ class GRPOLambdaModule(PolicyModule):
         """The frozen initial policy; None at β = 0, where it is never loaded."""
         return self._reference[0] if self._reference else None
 
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        switch_off_dropout(self.policy)
+
+    def plan_updates(self, tokens: TokenBatch, rewards: torch.Tensor, loss_mask: torch.Tensor) -> UpdatePlan:
+        """How the iteration's rows are trained on. Collective under ``advantage_scale: batch``.
+
+        At β = 0 a row without advantage has no gradient, and a row without a token in the loss never has one: leaving
+        them out is exact and saves their passes.
+
+        Args:
+            tokens: B = P·G rows.
+            rewards: [P, G].
+            loss_mask: [B, T].
+        """
+        with_gradient = loss_mask.any(1)
+        if self.objective.beta == 0:
+            with_gradient &= self._advantages(rewards) != 0
+        return plan_updates(len(rewards), with_gradient, self.mini_batches, partial(self._micro_batches, tokens))
+
+    def _micro_batches(self, tokens: TokenBatch, rows: torch.Tensor) -> list[torch.Tensor]:
+        """``rows`` in parts; alike lengths share a part, which saves padding."""
+        if not len(rows):
+            return []
+        chosen = tokens.select(rows)
+        budget = self.micro_batch_tokens
+        parts = split_by_tokens(chosen, budget) if budget else split_by_rows(chosen, self.micro_batch_size)
+        return [rows[part] for part in parts]
+
     @torch.no_grad()
     def evaluate_tokens(
-        self, model: "PreTrainedModel", tokens: TokenBatch, temperature: float, with_entropy: bool = False
+        self,
+        model: "PreTrainedModel",
+        tokens: TokenBatch,
+        temperature: float,
+        with_entropy: bool = False,
+        parts: Sequence[torch.Tensor] | None = None,
     ) -> TokenStatistics:
-        """Token log-probs [B, T] (and entropies) of ``model`` over ``tokens``, in micro-batches, without gradient."""
+        """Token log-probs [B, T] (and entropies) of ``model`` over ``tokens``, in micro-batches, without gradient.
+
+        Collective for a sharded model.
+
+        Args:
+            parts: all rows, in micro-batches; null splits them here.
+        """
+        parts = self._micro_batches(tokens, torch.arange(len(tokens))) if parts is None else parts
         log_probs = torch.zeros(tokens.completion_ids.shape, dtype=torch.float32, device=self.device)
         entropy = torch.zeros_like(log_probs) if with_entropy else None
         with evaluation(model, self.device):
-            for rows in self._micro_batches(tokens, torch.arange(len(tokens))):
+            for index in range(self.max_over_ranks(len(parts)) if self.sharding.sharded else len(parts)):
+                rows = parts[index % len(parts)]  # a rank with fewer parts keeps in step with the others
                 part = tokens.select(rows).to(self.device)
                 statistics = token_log_probs(model, part, temperature, with_entropy)
                 width = part.completion_ids.shape[1]
@@ -122,62 +171,50 @@ class GRPOLambdaModule(PolicyModule):
         if experience is None or experience.iteration != batch.iteration:
             raise RuntimeError(f"no experience for iteration {batch.iteration}: the rollout callback is missing")
         started, sums = time.perf_counter(), experience.metrics
-        advantages = self._token_advantages(experience)
+        advantages = self._advantages(experience.rewards)
         self.last_log_ratio = torch.full_like(experience.old_log_probs, float("nan"))
-        for _ in range(self.updates_per_rollout):
-            for rows in self._mini_batch_rows(experience.rewards.shape):
-                self._update(experience, advantages, rows, sums)
+        for update in range(self.updates_per_rollout):
+            for step in range(self.mini_batches):
+                self._update(experience, advantages, step, update + step == 0, sums)
         sums.add("lr", self.advance_schedule())
         self.wait_for_device()
         sums.add("time/train", time.perf_counter() - started)
         self.log_dict(sums.reduce(self.gather_objects), rank_zero_only=True)
 
-    def _token_advantages(self, experience: "Experience") -> torch.Tensor:
-        """[B], or [B, T] where importance weights correct for the engine: they are constants, as A is."""
-        rewards = experience.rewards
-        first = self.trainer.global_rank * len(rewards) if self.advantage_scale == "batch" else 0
-        if self.advantage_scale == "batch":  # the batch is that of all ranks
+    def _advantages(self, rewards: torch.Tensor) -> torch.Tensor:
+        """[P, G] rewards → [B] advantages; the "batch" whose spread may scale them is that of all ranks."""
+        first, count = 0, len(rewards)
+        if self.advantage_scale == "batch":
+            first = self.trainer.global_rank * count
             rewards = torch.cat(self.gather_objects(rewards.cpu())).to(rewards.device)
         advantages = group_advantages(rewards, self.advantage_scale, self.clamp_negative)
-        advantages = advantages[first : first + len(experience.rewards)].flatten()
-        if experience.importance_weights is None:
-            return advantages
-        return advantages[:, None] * experience.importance_weights
+        return advantages[first : first + count].flatten()
 
-    def _mini_batch_rows(self, shape: torch.Size) -> list[torch.Tensor]:
-        """Rows of each mini-batch: every ``mini_batches``-th group, so that splitting a batch of prompts over
-        ranks gives the same optimiser steps as one process does."""
-        prompts, group = shape
-        rows = torch.arange(prompts * group).view(prompts, group)
-        return [rows[start :: self.mini_batches].flatten() for start in range(self.mini_batches)]
-
-    def _micro_batches(self, tokens: TokenBatch, rows: torch.Tensor) -> list[torch.Tensor]:
-        """``rows`` in parts of ``micro_batch_size``; alike lengths share a part, which saves padding."""
-        if not len(rows):
-            return []
-        return [rows[part] for part in split_by_rows(tokens.select(rows), self.micro_batch_size)]
-
-    def _update(self, experience: "Experience", advantages: torch.Tensor, rows: torch.Tensor, sums: MetricSums) -> None:
-        """One optimiser step over ``rows``, normalised over all ranks."""
+    def _update(
+        self, experience: "Experience", advantages: torch.Tensor, step: int, on_policy: bool, sums: MetricSums
+    ) -> None:
+        """One optimiser step, normalised over all ranks; ``on_policy`` says that the policy is still π_old."""
+        rows, micro_batches = experience.plan.steps[step], experience.plan.micro_batches[step]
         total = self.sum_over_ranks(normaliser(experience.loss_mask[rows], self.objective))
-        micro_batches = self._micro_batches(experience.tokens, self._rows_with_gradient(advantages, rows))
         count = self.max_over_ranks(len(micro_batches))
         sums.add("updates/skipped", float(count == 0))
-        if count == 0:  # every group of every rank is tied: stepping would only replay old momentum
+        sums.add("updates/row_share", sum(map(len, micro_batches)) / len(rows), len(rows))
+        if count == 0:  # no row of any rank has a gradient: stepping would only replay old momentum
             return
         for index in range(count):
-            idle = index >= len(micro_batches)
-            part = rows[:1] if idle else micro_batches[index]
-            loss = self._loss(experience, advantages, part, total, idle, sums)
+            if index < len(micro_batches):
+                loss = self._loss(experience, advantages, micro_batches[index], total, on_policy, sums)
+            else:  # keeps collective calls in step with ranks that have more rows
+                loss = self._log_probs(experience, rows[:1]).sum() * 0.0
             # Strategies average gradients over ranks; the normaliser is already global, so the sum is wanted.
             self.accumulate(loss * self.trainer.world_size, last=index + 1 == count)
         self.optimizer_step_clipped(sums)
 
-    def _rows_with_gradient(self, advantages: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """At β = 0 a row without advantage has no gradient; leaving it out is exact and saves its passes."""
-        if self.objective.beta > 0:
-            return rows
-        return rows[advantages.view(len(advantages), -1)[rows].abs().sum(1).cpu() > 0]
+    def _log_probs(self, experience: "Experience", rows: torch.Tensor) -> torch.Tensor:
+        """[R, W] of the policy, with gradient, as wide as the longest of ``rows``."""
+        return token_log_probs(
+            self.policy, experience.tokens.select(rows).to(self.device), experience.temperature
+        ).log_probs
 
     def _loss(
         self,
@@ -185,36 +222,35 @@ class GRPOLambdaModule(PolicyModule):
         advantages: torch.Tensor,
         rows: torch.Tensor,
         total: torch.Tensor,
-        idle: bool,
+        on_policy: bool,
         sums: MetricSums,
     ) -> torch.Tensor:
-        """The loss over one micro-batch. An ``idle`` one keeps collective calls in step with ranks that have more
-        rows, and counts for nothing."""
-        tokens = experience.tokens.select(rows).to(self.device)
-        width = tokens.completion_ids.shape[1]
-        mask = experience.loss_mask[rows, :width]
-        log_probs = token_log_probs(self.policy, tokens, experience.temperature).log_probs
-        if idle:
-            return log_probs.sum() * 0.0
-        old = experience.old_log_probs[rows, :width]
-        reference = None if experience.ref_log_probs is None else experience.ref_log_probs[rows, :width]
-        row_advantages = advantages[rows] if advantages.dim() == 1 else advantages[rows, :width]
+        """The loss over one micro-batch."""
+        log_probs = self._log_probs(experience, rows)
+
+        def of_rows(values: torch.Tensor | None) -> torch.Tensor | None:
+            return None if values is None else values[rows, : log_probs.shape[1]]
+
+        # At the first step the policy is π_old: its ratio is 1, whatever two evaluations differ by in rounding.
+        old = log_probs.detach() if on_policy else of_rows(experience.old_log_probs)
         loss, metrics = policy_objective(
-            log_probs, old, reference, row_advantages, mask, self.objective, normaliser=total
+            log_probs,
+            old,
+            of_rows(experience.ref_log_probs),
+            advantages[rows],
+            of_rows(experience.loss_mask),
+            self.objective,
+            normaliser=total,
+            importance_weights=of_rows(experience.importance_weights),
         )
-        self._record(metrics, rows, width, log_probs.detach() - old, sums)
+        self._record(metrics, rows, log_probs.detach() - old, sums)
         return loss
 
     def _record(
-        self,
-        metrics: dict[str, torch.Tensor],
-        rows: torch.Tensor,
-        width: int,
-        log_ratio: torch.Tensor,
-        sums: MetricSums,
+        self, metrics: dict[str, torch.Tensor], rows: torch.Tensor, log_ratio: torch.Tensor, sums: MetricSums
     ) -> None:
         sums.extremes(metrics["ratio_max"], highest="ratio_max")
         means = {name: mean for name, mean in metrics.items() if name not in ("tokens", "rows", "ratio_max")}
         sums.add_all(means, metrics["tokens"])
         assert self.last_log_ratio is not None
-        self.last_log_ratio[rows, :width] = log_ratio
+        self.last_log_ratio[rows, : log_ratio.shape[1]] = log_ratio

@@ -18,9 +18,18 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.utilities import rank_zero_warn
 
 from app.errors import ConfigurationError, DivergenceError
+from app.policy.checkpoints import PREFIX, check_trained
 from app.policy.lora import has_adapters, is_adapter
 from app.policy.models import PolicySettings
-from app.policy.optimizers import OptimizerSettings, build_optimizer, check_optimizer, lr_factor, number_by_model
+from app.policy.optimizers import (
+    OptimizerSettings,
+    build_optimizer,
+    check_optimizer,
+    group_settings,
+    keep_settings,
+    lr_factor,
+    number_by_model,
+)
 from app.policy.sharding import Kind, Sharding, clip_gradients, trained_parameters
 from app.rollout.metric_sums import MetricSums
 
@@ -71,7 +80,7 @@ class PolicyModule(LightningModule):
         self.sharding.check_backend()
         self.sharding.check_policy(self.policy_settings)
         _check_mesh(strategy)
-        check_optimizer(self.optimizer_settings, sharded=self.sharding.kind in ("fsdp", "fsdp2"))
+        check_optimizer(self.optimizer_settings, sharded=self.sharding.sharded)
         # Lightning's own plugins would turn the master weights into bfloat16, or run traces and loss in it.
         strategy.precision_plugin = FSDPPrecision("32-true") if isinstance(strategy, FSDPStrategy) else Precision()
 
@@ -120,6 +129,7 @@ class PolicyModule(LightningModule):
         # The number of batches is known after the data loaders are, which Lightning makes after the optimisers.
         factor = lambda iteration: lr_factor(settings, iteration, trainer.num_training_batches)  # noqa: E731
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        self._group_settings = group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def optimizer_step_clipped(self, sums: MetricSums) -> None:
@@ -154,11 +164,19 @@ class PolicyModule(LightningModule):
     def accumulate(self, loss: torch.Tensor, last: bool) -> None:
         """Backward pass of one of a step's micro-batches, of which only the ``last`` one exchanges gradients under DDP.
 
-        Sharded strategies exchange them each time: what it costs is less than the memory of whole gradients.
+        Sharded strategies exchange them each time: what it costs is less than the memory of whole gradients. FSDP with
+        parameters in host memory does not: what it has exchanged there, the next exchange overwrites.
         """
-        wait = not last and isinstance(self.trainer.strategy, DDPStrategy)
-        with self.trainer.strategy.block_backward_sync() if wait else contextlib.nullcontext():
+        with contextlib.nullcontext() if last else self._without_exchange():
             self.manual_backward(loss)
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[Any]:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            return strategy.block_backward_sync()
+        if isinstance(strategy, FSDPStrategy) and strategy.cpu_offload.offload_params:
+            return self.policy.no_sync()
+        return contextlib.nullcontext()
 
     def advance_schedule(self) -> float:
         """Ends an iteration: steps the schedule and returns the learning rate that the iteration ran at."""
@@ -196,9 +214,31 @@ class PolicyModule(LightningModule):
     def on_train_start(self) -> None:
         """transformers loads models in eval mode; activation checkpointing acts in train mode alone."""
         self.policy.train()
+        keep_settings(self.lr_schedulers(), self._group_settings)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses to resume with other adapters: what does not fit would be left out without a word."""
+        """Refuses to resume what is of another stage, optimiser or policy."""
+        if self.trainer.state.fn == "fit":
+            self._check_origin(checkpoint, "stage", type(self).__name__, "model.class_path")
+            self._check_origin(checkpoint, "optimizer", self.optimizer_settings.name, "model.optimizer.name")
+        self._check_adapters(checkpoint)
+        if self.sharding.kind in ("single", "ddp"):
+            state = checkpoint["state_dict"]
+            weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
+            check_trained(weights, self.policy, "the checkpoint", key="ckpt_path")
+
+    @staticmethod
+    def _check_origin(checkpoint: dict[str, Any], what: str, own: str, key: str) -> None:
+        saved = checkpoint.get(what, own)  # which earlier versions did not save
+        if saved != own:
+            raise ConfigurationError(
+                f"is {own}, but the checkpoint to resume from was made with {saved}: to start from its weights give "
+                "it as model.policy.path",
+                key=key,
+            )
+
+    def _check_adapters(self, checkpoint: dict[str, Any]) -> None:
+        """What does not fit would be left out without a word."""
         saved, own = (
             settings and settings.get("lora")
             for settings in (checkpoint.get("policy_settings"), asdict(self.policy_settings))
@@ -213,6 +253,7 @@ class PolicyModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_settings"] = asdict(self.policy_settings)
         checkpoint["policy_seed"] = self.seed
+        checkpoint["stage"], checkpoint["optimizer"] = type(self).__name__, self.optimizer_settings.name
         if self.sharding.kind in ("single", "ddp") and checkpoint.get("optimizer_states"):
             optimizer = self.trainer.optimizers[0]
             checkpoint["optimizer_states"] = [number_by_model(checkpoint["optimizer_states"][0], optimizer, self)]

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from app.data.sft import IGNORED
+from app.policy.logprobs import last_logits, selective_log_softmax
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.rollout.metric_sums import MetricSums
@@ -38,22 +40,27 @@ class SFTModule(PolicyModule):
     def training_step(self, batch: "SFTBatch", batch_idx: int) -> None:
         sums = MetricSums()
         total = self.sum_over_ranks((batch.labels[:, 1:] >= 0).sum())
-        parts = torch.arange(len(batch.input_ids)).split(self.micro_batch_size)
-        for index, rows in enumerate(parts):
+        starts = range(0, len(batch.input_ids), self.micro_batch_size)
+        for start in starts:
+            rows = slice(start, start + self.micro_batch_size)
             loss, right = self._summed_loss(batch, rows)
             tokens = (batch.labels[rows, 1:] >= 0).sum()
-            self.accumulate(loss / total * self.trainer.world_size, last=index + 1 == len(parts))
+            self.accumulate(loss / total * self.trainer.world_size, last=start == starts[-1])
             sums.add("loss", loss / tokens, tokens)
             sums.add("mean_token_accuracy", right / tokens, tokens)
         self.optimizer_step_clipped(sums)
         sums.add("lr", self.advance_schedule())
         self.log_dict(sums.reduce(self.gather_objects), rank_zero_only=True)
 
-    def _summed_loss(self, batch: "SFTBatch", rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of the cross-entropy over the completion tokens of ``rows``, and how many are predicted right."""
-        output = self.policy(input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
-        logits, labels = output.logits[:, :-1].float(), batch.labels[rows, 1:]
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-        )
-        return loss, (logits.argmax(-1) == labels).sum()
+    def _summed_loss(self, batch: "SFTBatch", rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum of the cross-entropy over the completion tokens of ``rows``, and how many are predicted right.
+
+        Logits are made of the columns from the shortest prompt's end on, and become float32 chunk by chunk.
+        """
+        # Nothing predicts a row's first token.
+        labels = batch.labels[rows, max(1, min(batch.prompt_lengths[rows])) :]
+        inputs = {"input_ids": batch.input_ids[rows, :-1], "attention_mask": batch.attention_mask[rows, :-1]}
+        logits = last_logits(self.policy, labels.shape[1], **inputs)
+        log_probs = selective_log_softmax(logits, labels.clamp(min=0))
+        loss = -log_probs.masked_fill(labels == IGNORED, 0.0).sum()
+        return loss, (logits.detach().argmax(-1) == labels).sum()

@@ -34,6 +34,12 @@ def always_one(samples: Sequence[RewardSample]) -> list[float | None]:
     return [1.0 for _ in samples]
 
 
+def half_tied(samples: Sequence[RewardSample]) -> list[float | None]:
+    """Ties the groups of problems with an even answer."""
+    shares = digit_share(samples)
+    return [1.0 if int(each.problem.answer) % 2 == 0 else share for each, share in zip(samples, shares, strict=True)]
+
+
 def reward(function: str = "digit_share") -> ImportedReward:
     return ImportedReward(path=f"tests.running:{function}")
 

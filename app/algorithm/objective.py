@@ -34,7 +34,8 @@ class ObjectiveSettings:
         clip_low: ε_low in [0, 1]; 1 switches the lower clip off.
         clip_high: ε_high ≥ 0; infinity switches the upper clip off.
         beta: weight of the KL term to the reference policy; 0 needs no reference.
-        kl_estimator: "k1", "k2" or "k3".
+        kl_estimator: "k1" (whose gradient is noise), "k2" (the gradient of KL(π_θ‖π_ref)) or "k3" (GRPO's: the
+            gradient of KL(π_ref‖π_θ)).
         reduction: "sequence" (mean over a row's tokens, then over rows), "token" (mean over all tokens) or
             "constant" (sum / (rows · max_tokens)).
         normalise_trace: divide by the row's mean weight, so that the step does not grow by up to 1/(1−q).
@@ -96,6 +97,7 @@ def policy_objective(
     mask: Tensor,
     settings: ObjectiveSettings,
     normaliser: Tensor | float | None = None,
+    importance_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of one (micro-)batch and what to log of it.
 
@@ -111,6 +113,9 @@ def policy_objective(
         advantages: [B], or [B, T] for one per token.
         mask: [B, T], true or 1 on completion tokens, EOS included; masked log-probs may hold anything.
         normaliser: the denominator of the whole optimiser step; None takes that of this batch.
+        importance_weights: [B, T] constants by which the policy term's gradient with respect to each token's log π_θ
+            is multiplied, as for truncated importance sampling; no value changes. Under the trace this is not the
+            same as weighing the loss: the loss at t holds the tokens before t, too.
 
     Returns:
         The scalar loss, and detached scalars: ``tokens`` and ``rows`` (this call's counts), ``ratio_max``
@@ -127,6 +132,8 @@ def policy_objective(
     _check_shapes(log_probs, old_log_probs, ref_log_probs, advantages, mask, settings)
     real = mask.bool()
     log_ratio = _difference(log_probs, old_log_probs, real)
+    if importance_weights is not None:
+        log_ratio = _with_gradient_times(log_ratio, importance_weights)
     advantages = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1)).to(log_ratio.dtype)
     ratio_log, token_weight = APPLICATIONS[settings.application](log_ratio, real, settings)
     ratio = ratio_log.clamp(max=MAX_LOG_RATIO).exp()
@@ -180,6 +187,12 @@ def _difference(minuend: Tensor, subtrahend: Tensor, real: Tensor) -> Tensor:
     """In float32 at least (bfloat16 differences of log-probs are noise); 0 where masked."""
     working = torch.promote_types(torch.promote_types(minuend.dtype, subtrahend.dtype), torch.float32)
     return (minuend.to(working) - subtrahend.to(working)).where(real, 0.0)
+
+
+def _with_gradient_times(values: Tensor, factors: Tensor) -> Tensor:
+    """``values``, bit for bit, whose gradient is multiplied by ``factors``."""
+    scaled = values * factors.to(values.dtype)
+    return values.detach() + (scaled - scaled.detach())
 
 
 def _clipped_surrogate(ratio: Tensor, advantages: Tensor, settings: ObjectiveSettings) -> Tensor:
@@ -244,20 +257,24 @@ APPLICATIONS: dict[str, Application] = {
 
 
 # ── estimators of KL(π_θ‖π_ref) from r = log π_ref − log π_θ (Schulman, "Approximating KL Divergence") ──
+# What is said of their values does not hold for their gradients at fixed samples of π_θ, which is what a loss takes.
 
 
 def _k1(log_ratio: Tensor) -> Tensor:
-    """−r: unbiased, of high variance, of either sign."""
+    """−r: unbiased, of high variance, of either sign. Its gradient is noise with mean 0: nothing pulls to π_ref."""
     return -log_ratio
 
 
 def _k2(log_ratio: Tensor) -> Tensor:
-    """r²/2: biased, low variance."""
+    """r²/2: biased, low variance. Its gradient is that of KL(π_θ‖π_ref), unbiased."""
     return log_ratio.square() / 2
 
 
 def _k3(log_ratio: Tensor) -> Tensor:
-    """exp(r) − r − 1: unbiased, low variance, never negative. Held flat past the bound, as the ratios are."""
+    """exp(r) − r − 1: unbiased, low variance, never negative. Its gradient is that of KL(π_ref‖π_θ), unbiased.
+
+    Held flat past the bound, as the ratios are.
+    """
     bounded = log_ratio.clamp(max=MAX_LOG_RATIO)
     return bounded.exp() - bounded - 1
 

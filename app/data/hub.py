@@ -5,6 +5,7 @@ import itertools
 import logging
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.data.filters import NO_FILTERS, Filter, FilterSettings
@@ -125,19 +126,22 @@ class HubSource(FiniteSource):
                 found = load_dataset_builder(
                     self.dataset, self.config, revision=self.revision, data_files=self.data_files
                 )
-            self._check_revision(found)
-            self._found = found
+            self._found = self._at_revision(found)
         return self._found
 
-    def _check_revision(self, builder: "DatasetBuilder") -> None:
-        """``datasets`` takes whatever its cache holds where the hub cannot be reached, also of another revision."""
+    def _at_revision(self, builder: "DatasetBuilder") -> "DatasetBuilder":
+        """``datasets`` takes the latest that its cache holds where the hub cannot be reached, also of another revision:
+        the builder of the wanted commit, where that is in the cache, too."""
         commit = _commit(builder)
         if "packaged_modules.cache" in type(builder).__module__ and self.revision not in (None, "main", commit):
+            if found := _cached_builder(builder, str(self.revision)):
+                return found
             raise ConfigurationError(
                 f"{self.dataset} cannot be had from the hub, and the latest in the local cache is commit {commit}, "
                 f"which may not be {self.revision!r}: try again with the hub, or set revision to that commit",
                 key="revision",
             )
+        return builder
 
     @contextlib.contextmanager
     def _failures_in_one_line(self) -> Iterator[None]:
@@ -172,7 +176,10 @@ class HubSource(FiniteSource):
             if number == 1:
                 check_columns([row], self.dataset, self.rows, wanted)
             self.report.rows += 1
-            problem = self._usable(row, f"{self.dataset}: row {number} of the stream in epoch {epoch}", wanted)
+            known = len(self.report.malformed)
+            problem = self._usable(row, f"{self.dataset}: row {number} of the stream", wanted)
+            if epoch > 0:  # the same rows again
+                del self.report.malformed[known:]
             self._name_malformed()
             if problem is not None:
                 self.report.kept += 1
@@ -213,6 +220,21 @@ def _commit(builder: "DatasetBuilder") -> str | None:
     """The hub's commit that a dataset was found at; None for local files."""
     found = str(builder.hash)
     return found if builder.repo_id is not None and re.fullmatch("[0-9a-f]{40}", found) else None
+
+
+def _cached_builder(latest: "DatasetBuilder", commit: str) -> "DatasetBuilder | None":
+    """The builder of another commit in the cache; its folders are ``<dataset>/<config>/<version>/<commit>``."""
+    place = Path(latest.cache_dir)
+    if not re.fullmatch("[0-9a-f]{40}", commit) or not place.with_name(commit).is_dir():
+        return None
+    return type(latest)(
+        cache_dir=str(place.parents[3]),
+        dataset_name=latest.dataset_name,
+        config_name=place.parts[-3],
+        version=place.parts[-2],
+        hash=commit,
+        repo_id=latest.repo_id,
+    )
 
 
 class _OpenStream:

@@ -67,8 +67,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """The tail of an error message: the valid names, and the one nearest to what was written."""
     names = sorted(valid)
     near = closest(name, names, cutoff=0.5)
-    hint = f"did you mean {near!r}? " if near else ""
-    return f"{hint}There are: {', '.join(names) if names else 'none'}"
+    hint = f"did you mean {near!r}? There" if near else "there"
+    return f"{hint} are: {', '.join(names) if names else 'none'}"
 
 
 def value_at(row: Mapping[str, Any], column: str) -> Any:
@@ -144,12 +144,12 @@ def _checked_text(value: Any, name: str, settings: RowSettings) -> str:
         raise MalformedRowError(f"the {name} is empty")
     if len(text) > settings.max_characters:
         raise MalformedRowError(f"the {name} has {len(text)} characters, over the limit of {settings.max_characters}")
-    if not _is_unicode(text):
+    if not is_unicode(text):
         raise MalformedRowError(f"the {name} is wrongly encoded (a lone surrogate or a replacement character)")
     return text
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """False for half a surrogate pair, which no tokenizer takes, and for U+FFFD, a failed decoding."""
     return not any("\ud800" <= character <= "\udfff" or character == "\ufffd" for character in text)
 

@@ -1,7 +1,7 @@
 """Supervised examples: a prompt, and the completion to be imitated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,17 +26,24 @@ class SFTBatch:
         input_ids: [B, S] int64, prompt and completion, EOS included.
         attention_mask: [B, S] int64, 1 on real tokens.
         labels: [B, S] int64, ``input_ids`` on the completion, -100 on the prompt and on padding; not shifted.
+        prompt_lengths: of each row; they stay on the host, where widths are chosen without waiting for a GPU.
         step: the training step, from 0.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
+    prompt_lengths: tuple[int, ...]
     step: int = 0
 
     def to(self, device: torch.device) -> "SFTBatch":
         """The same batch on another device."""
-        return SFTBatch(self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device), self.step)
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            labels=self.labels.to(device),
+        )
 
 
 class ExampleEncoder:
@@ -106,7 +113,7 @@ def collate(examples: Sequence[tuple[list[int], list[int]]], padding_id: int, st
         input_ids[row, :end] = torch.tensor([*prompt, *completion])
         labels[row, len(prompt) : end] = torch.tensor(completion)
         attention_mask[row, :end] = 1
-    return SFTBatch(input_ids, attention_mask, labels, step)
+    return SFTBatch(input_ids, attention_mask, labels, tuple(len(prompt) for prompt, _ in examples), step)
 
 
 def _padding_id(tokenizer: "PreTrainedTokenizerBase") -> int:

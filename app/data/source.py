@@ -273,7 +273,8 @@ def check_columns(rows: list[dict[str, Any]], where: str, settings: RowSettings,
     for column in [*needed, *settings.columns.values()]:
         if rows and not any(has_column(row, column) for row in rows):
             present = {key for row in rows for key in row}
-            hint = "; answer_format: none is for rewards that ask for no gold answer" if column == "answer" else ""
+            hint = f"; give columns: {{{column}: NAME}}" if column in ours else ""
+            hint += ", or answer_format: none for rewards that ask for no gold answer" if column == "answer" else ""
             raise ConfigurationError(
                 f"{where} has no column {column!r}; {nearest(column, present)}{hint}", key="columns"
             )

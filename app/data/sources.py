@@ -17,7 +17,7 @@ from app.data.problems import Problem
 from app.data.registry import REGISTRY, Registered
 from app.data.rows import AnswerFormat, MalformedPolicy, RowSettings, nearest
 from app.data.source import FiniteSource, LoadReport, Share, Source, read_rows
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, closest
 from app.seeds import derive_seed
 
 __all__ = [
@@ -257,5 +257,7 @@ def _find_file(folder: Path, entry: Registered, split: str) -> Path:
 
 
 def _no_such_file(path: Path) -> str:
-    present = [entry.name for entry in path.parent.glob("*")] if path.parent.is_dir() else []
-    return f"there is no file {path}; {nearest(path.name, present)}"
+    if not path.parent.is_dir():
+        return f"there is no file {path}: there is no folder {path.parent}"
+    near = closest(path.name, (entry.name for entry in path.parent.iterdir()))
+    return f"there is no file {path}{f'; did you mean {path.with_name(near)}?' if near else ''}"

@@ -89,11 +89,25 @@ def _devices(wanted: Any, accelerator: str) -> tuple[int, tuple[str, ...]]:
     if isinstance(wanted, (list, tuple)):
         return len(wanted), ()
     if text not in ("auto", "-1"):
-        return (len([part for part in text.split(",") if part.strip()]) if "," in text else int(text)), ()
+        return _count(text), ()
     if accelerator == "cpu":
         return 1, ()
     found = torch.cuda.device_count()
     return (found, ()) if found else (1, (f"devices: {text} is taken as 1: no GPU is seen here",))
+
+
+def _count(devices: str) -> int:
+    """How many devices ``4`` or ``0, 1`` are."""
+    parts = [part.strip() for part in devices.split(",") if part.strip()]
+    if (
+        not parts
+        or not all(part.isdecimal() for part in parts)
+        or (len(parts) == 1 and "," not in devices and int(devices) < 1)
+    ):
+        raise ConfigurationError(
+            f"is a number of devices, a list of them, or auto; got {devices}", key="trainer.devices"
+        )
+    return len(parts) if "," in devices else int(devices)
 
 
 def _strategy(strategy: Any, ranks: int) -> tuple[str, Kind]:

@@ -169,15 +169,14 @@ class MicroBatch:
     Attributes:
         rows: B.
         tokens: S.
-        logit_tokens: tokens a row whose logits are kept: the completion's in RL, all in the supervised stage.
-        supervised: whether logits become float32 as a whole, as cross-entropy has it.
+        logit_tokens: tokens a row whose logits are kept: the completion's in RL; in the supervised stage those from
+            the shortest prompt's end on, at most all.
         checkpointing: whether a layer's activations are computed again in the backward pass.
     """
 
     rows: int
     tokens: int
     logit_tokens: int
-    supervised: bool
     checkpointing: bool
 
 
@@ -210,8 +209,6 @@ def training_items(batch: MicroBatch, shape: Shape, numbers: Numbers, counts: Pa
 def _logits(batch: MicroBatch, shape: Shape, numbers: Numbers) -> Item:
     elements, each = batch.rows * batch.logit_tokens * shape.vocab, numbers.bytes
     name = f"{batch.rows} × {batch.logit_tokens:,} × {shape.vocab:,}"
-    if batch.supervised:  # logits, their gradient, and float32: a copy, its log-softmax, its gradient
-        return Item("logits", elements * (2 * each + 3 * FLOAT32), "training", f"{name} × (2 × {each} + 3 × 4) B")
     chunks = 3 * min(elements, CHUNK_ELEMENTS) * FLOAT32
     return Item("logits", elements * 2 * each + chunks, "training", f"{name} × 2 × {each} B, and float32 chunks")
 

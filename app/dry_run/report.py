@@ -87,7 +87,7 @@ def _micro_batch(plan: Plan) -> MicroBatch:
     else:
         rows, logits = parts.data.batch_size // plan.layout.ranks, plan.row_tokens
     rows = min(rows, parts.module.micro_batch_size)
-    return MicroBatch(rows, plan.row_tokens, logits, rl is None, parts.module.policy_settings.gradient_checkpointing)
+    return MicroBatch(rows, plan.row_tokens, logits, parts.module.policy_settings.gradient_checkpointing)
 
 
 def _engine_items(plan: Plan, gathered_bytes: int) -> list[Item]:

@@ -31,9 +31,6 @@ class BenchmarkSettings:
         top_p: see :class:`SamplingSettings`.
         max_new_tokens: see :class:`SamplingSettings`.
         pass_k: the k of each pass@k, between 1 and ``samples``.
-
-    Raises:
-        ConfigurationError: for settings that cannot work.
     """
 
     samples: int = 1
@@ -44,26 +41,25 @@ class BenchmarkSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pass_k", tuple(self.pass_k))
-        if self.samples < 1:
-            raise ConfigurationError(f"must be at least 1, got {self.samples}", key="benchmark.samples")
-        for k in self.pass_k:
-            if not 1 <= k <= self.samples:
-                rule = f"pass@{k} needs k between 1 and the benchmark's samples, {self.samples}"
-                raise ConfigurationError(rule, key="benchmark.pass_k")
-        self.sampling(SamplingSettings())
 
     def sampling(self, common: SamplingSettings) -> SamplingSettings:
         """The evaluation's common settings with this benchmark's own put in.
 
         Raises:
-            ConfigurationError: for a value out of its range, or several samples of greedy decoding.
+            ConfigurationError: for a value out of its range, or several samples of greedy decoding; its key is that of
+                these settings, for they do not know their benchmark's name.
         """
+        if self.samples < 1:
+            raise ConfigurationError(f"must be at least 1, got {self.samples}", key="samples")
+        for k in self.pass_k:
+            if not 1 <= k <= self.samples:
+                raise ConfigurationError(f"pass@{k} needs k between 1 and samples, {self.samples}", key="pass_k")
         own = {"temperature": self.temperature, "top_p": self.top_p, "max_new_tokens": self.max_new_tokens}
         changes: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
         settings = replace(common, **changes)
         if settings.temperature == 0 and self.samples > 1:
             rule = f"{self.samples} greedy samples are copies of one: set samples: 1, or a temperature above 0"
-            raise ConfigurationError(rule, key="benchmark.samples")
+            raise ConfigurationError(rule, key="samples")
         return settings
 
 

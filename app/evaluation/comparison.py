@@ -72,15 +72,16 @@ def compare(
 
 
 def format_comparison(comparisons: Sequence[Comparison], seed: int = 0) -> str:
-    """A table in percent, a row a benchmark and the macro average last, and the problems that changed."""
+    """A table in percent, a row a benchmark and the macro average of several last, and the problems that changed."""
     rows = [["benchmark", "problems", "A", "B", "B - A [95 %]", "newly right", "newly wrong"]]
     for each in comparisons:
         counts = [str(len(each.newly_right)), str(len(each.newly_wrong))]
         rows.append([each.name, str(len(each.differences)), *_scores(each.first, each.second, each.difference)])
         rows[-1] += counts
-    macro = macro_interval({each.name: each.differences for each in comparisons}, seed)
-    first = sum(each.first for each in comparisons) / len(comparisons)
-    rows.append(["macro average", "", *_scores(first, first + macro.value, macro), "", ""])
+    if len(comparisons) > 1:
+        macro = macro_interval({each.name: each.differences for each in comparisons}, seed)
+        first = sum(each.first for each in comparisons) / len(comparisons)
+        rows.append(["macro average", "", *_scores(first, first + macro.value, macro), "", ""])
     changed = [
         f"{each.name}, newly {kind}: {', '.join(ids)}"
         for each in comparisons
@@ -106,6 +107,15 @@ def grader_note(first: str | Path, second: str | Path) -> str | None:
     )
 
 
+def data_note(first: str | Path, second: str | Path, benchmarks: Sequence[str]) -> str | None:
+    """One line where the same problems and gold answers came with other tolerances or units."""
+    one, other = (read_results(folder)["benchmarks"] for folder in (first, second))
+    named = [name for name in benchmarks if one[name].get("data_hash") != other[name].get("data_hash")]
+    if not named:
+        return None
+    return f"note: A and B had other tolerances, units or versions of this project for {', '.join(named)}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the comparison; where there is none to make, one line on standard error and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m app.evaluation.comparison", description="Compare two evaluations.")
@@ -116,11 +126,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         comparisons = compare(options.first, options.second, options.benchmarks, options.seed)
-        note = grader_note(options.first, options.second)
+        folders = (options.first, options.second)
+        notes = [grader_note(*folders), data_note(*folders, [each.name for each in comparisons])]
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    heading = [f"A: {options.first}", f"B: {options.second}", *([note] if note else [])]
+    heading = [f"A: {options.first}", f"B: {options.second}", *filter(None, notes)]
     print("\n".join([*heading, "", format_comparison(comparisons, options.seed)]))
     return 0
 

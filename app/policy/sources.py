@@ -28,6 +28,19 @@ def check_source(source: str, key: str, needed: tuple[str, ...], one_of: tuple[s
         raise ConfigurationError(f"{source} holds none of {', '.join(one_of)}", key=key)
 
 
+def check_replaceable(folder: Path, key: str) -> None:
+    """Refuses to put an exported model in the place of anything but a model, or of an empty folder.
+
+    Raises:
+        ConfigurationError: there is a file, or a folder with other things in it, which would be lost.
+    """
+    if folder.is_file():
+        raise ConfigurationError(f"{folder} is a file; give a folder", key=key)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        message = f"{folder} holds other files than a model's, which the export would replace: give a folder of its own"
+        raise ConfigurationError(message, key=key)
+
+
 def nearest_sibling(path: Path) -> str:
     """ "; did you mean …?" with the name most like ``path``'s in its folder; empty where there is none."""
     names = os.listdir(path.parent) if path.parent.is_dir() else []

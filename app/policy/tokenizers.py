@@ -1,11 +1,13 @@
 """Tokenizers made on the spot: the synthetic task's, and subwords learned from a file."""
 
-import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from app.data.json_lines import json_lines
+from app.data.rows import MalformedRowError, is_unicode
 from app.errors import require_choice
 from app.policy.sources import refuse
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 TOKENIZER_KINDS = ("synthetic", "bpe")
 TEXT_FIELDS = ("problem", "question", "solution", "answer")
 """Columns of a JSON-lines file that a new subword tokenizer learns from."""
+_LONG_WORD = re.compile(r"\S{1000}")
+"""Cut where it ends: learning takes a time that grows with the square of a word's length."""
 PAD, END, START = "<|endoftext|>", "<|im_end|>", "<|im_start|>"
 CHATML = (
     "{% for message in messages %}"
@@ -62,7 +66,7 @@ def new_tokenizer(settings: NewTokenizerSettings) -> "PreTrainedTokenizerFast":
     """The tokenizer that ``settings`` describe; it pads on the left and has end and pad tokens.
 
     Raises:
-        ConfigurationError: a line of the corpus is no JSON, or no row has a text.
+        ConfigurationError: a row of the corpus cannot be read, or none has a text.
     """
     if settings.kind == "synthetic":
         from app.data.synthetic import build_tokenizer
@@ -101,16 +105,14 @@ def _train_subwords(corpus: Path, vocab_size: int) -> "PreTrainedTokenizerFast":
 
 def _texts(corpus: Path) -> Iterator[str]:
     found = False
-    with corpus.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                refuse(f"{corpus}, line {number} is not JSON: {error.msg}", "tokenizer.corpus")
-            texts = [row[name] for name in TEXT_FIELDS if isinstance(row, dict) and isinstance(row.get(name), str)]
-            found = found or bool(texts)
-            yield from texts
+    for number, row in json_lines(corpus):
+        if isinstance(row, MalformedRowError):
+            refuse(f"{corpus}: row {number}: {row}", "tokenizer.corpus")
+        texts = [row[name] for name in TEXT_FIELDS if isinstance(row, dict) and isinstance(row.get(name), str)]
+        found = found or any(text.strip() for text in texts)
+        for text in texts:
+            if not is_unicode(text):
+                refuse(f"{corpus}: row {number}: is wrongly encoded (a lone surrogate, or U+FFFD)", "tokenizer.corpus")
+            yield _LONG_WORD.sub(r"\g<0> ", text)
     if not found:
         refuse(f"no row of {corpus} has a text in any of {', '.join(TEXT_FIELDS)}", "tokenizer.corpus")

@@ -27,6 +27,8 @@ def write_message(stream: BinaryIO, message: Any) -> None:
 
 def main() -> None:
     """Answers requests one by one; returns when the parent closes the pipe or is gone."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # a signal to the whole job is the parent's to handle
+        signal.signal(number, signal.SIG_IGN)
     memory_mb, seconds = int(sys.argv[1]), float(sys.argv[2])
     requests, answers = os.fdopen(0, "rb", buffering=0), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not reach the pipe

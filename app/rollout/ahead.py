@@ -1,5 +1,6 @@
 """A rollout that is generated in a thread while the policy is trained on the one before it."""
 
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -31,8 +32,13 @@ class RolloutAhead:
         self._thread = self._thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
         self._future, self._again = self._thread.submit(generate), again
 
-    def finish(self) -> list[Rollout]:
+    def finish(
+        self, within: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    ) -> list[Rollout]:
         """Waits for the rollout that was begun; empty where there is none.
+
+        Args:
+            within: makes a context for the wait alone.
 
         Raises:
             EngineFailure: of the engine, after its restart.
@@ -40,7 +46,8 @@ class RolloutAhead:
         if self._future is None or self._again is None:
             return []
         try:
-            rollouts = self._future.result()
+            with within():
+                rollouts = self._future.result()
         except EngineFailure as failure:
             rollouts = self._again(failure)
         self._future = None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from app.policy.packing import TokenBatch
     from app.rollout.metric_sums import MetricSums
+    from app.rollout.update_plan import UpdatePlan
 
 
 @dataclass
@@ -74,6 +75,7 @@ class Experience:
         entropy: [B, T] of the policy that the update starts from, in nats.
         temperature: of sampling; log-probs are taken at the same one.
         metrics: what the rollout already knows; the update adds to it and the module logs the whole.
+        plan: which rows are trained on together.
         importance_weights: [B, T] corrections for engine/trainer mismatch, or None.
     """
 
@@ -87,6 +89,7 @@ class Experience:
     entropy: torch.Tensor
     temperature: float
     metrics: "MetricSums"
+    plan: "UpdatePlan"
     importance_weights: torch.Tensor | None = None
 
     @property

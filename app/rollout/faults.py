@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from app.rollout.engine import Completion, GenerationRequest, PolicyOwner, RolloutEngine
+from app.stopping import STOP
 
 FailureKind = Literal["start", "died", "hung", "refused"]
 log = logging.getLogger(__name__)
@@ -46,22 +47,28 @@ class GuardedEngine:
     def start(self, module: PolicyOwner) -> None:
         """Starts the engine; a failure here raises, for nothing has worked before."""
         self._module = module
-        self.engine.start(module)
+        with STOP.interruptible_alone():
+            self.engine.start(module)
 
     def sync(self, module: PolicyOwner) -> None:
         """Hands over the weights; on a failure the engine is restarted, which hands them over too."""
         self._module = module
-        try:
-            self.engine.sync(module)
-        except EngineFailure as failure:
-            self.restart(failure)
+        with STOP.interruptible_alone():
+            try:
+                self.engine.sync(module)
+            except EngineFailure as failure:
+                self.restart(failure)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """The completions of ``requests``, from a restarted engine where the first one failed.
 
         Raises:
             EngineFailure: on the second failure.
+            StopRequested: on all ranks, where a signal has reached one of them.
         """
+        return STOP.together(lambda: self._generate(requests))
+
+    def _generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         try:
             return self.engine.generate(requests)
         except EngineFailure as failure:
@@ -83,8 +90,10 @@ class GuardedEngine:
 
         Raises:
             EngineFailure: it fails again.
+            StopRequested: the run is to stop, and needs no engine any more.
         """
         assert self._module is not None, "start comes first"
+        STOP.check()  # a signal to the whole job may have ended the engine, too
         log.warning("The rollout engine failed (%s): %s. Restarting it.", failure.kind, failure)
         self.restarts += 1
         self.engine.close()

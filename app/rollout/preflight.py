@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from app.policy.logprobs import token_log_probs
+from app.policy.logprobs import last_logits, selective_log_softmax, token_log_probs
 from app.policy.sharding import whole_parameters
 from app.rollout.engine import SamplingSettings
 from app.rollout.mismatch import log_ratios
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from app.policy.packing import TokenBatch
 
 ROWS = 8
-"""Rows of the rollout that hypotheses are evaluated on."""
+"""Rows of the rollout whose log-probs are compared."""
+EXCERPT_ROWS, EXCERPT_TOKENS = 2, 64
+"""Rows, and tokens a row, that hypotheses are evaluated on: whole distributions of them fit beside any training run."""
 EXPLAINED = 0.25
 """A hypothesis is named if it leaves less than this share of the difference."""
 TEMPERATURES = tuple(0.25 * 2 ** (step / 8) for step in range(33))
@@ -75,7 +77,8 @@ def check_first_rollout(
 ) -> float:
     """The mean |difference| a token over the first ``ROWS`` rows of this rank, where no rank exceeds ``limit``.
 
-    Collective: where one does, all look for the cause, and the one that differs most names it on all of them.
+    Collective: where one does, all look for the cause, and the one that differs most names it on all of them. They
+    look where the rows differ most, at a few tokens alone.
 
     Args:
         policy: the trainer's, sharded or not.
@@ -91,28 +94,61 @@ def check_first_rollout(
         MismatchError: the limit is exceeded.
     """
     rows = range(min(ROWS, len(tokens)))
-    few = tokens.select(rows)
-    mask = few.completion_mask
+    mask = tokens.select(rows).completion_mask
     sampler, trainer = (each[: len(rows), : mask.shape[1]] for each in (sampler_log_probs, trainer_log_probs))
     difference = _distance(sampler, trainer, mask)
     if all(each <= limit for each in ranks.gathered([difference])[0]):
         return difference
-    others = None if other_prompts is None else other_prompts.select(rows)
+    windows = _worst_windows(sampler, trainer, mask)
+    few, others = _excerpt(tokens, windows), None if other_prompts is None else _excerpt(other_prompts, windows)
+    sampler, trainer = (_windowed(each, windows, few.completion_mask) for each in (sampler, trainer))
     with whole_parameters(policy), whole_parameters(old_policy):
         hypotheses = list(policy_hypotheses(policy, few, sampling, old_policy, others))
-    found = (difference, *_likeliest(sampler, trainer, mask, hypotheses, difference))
+    found = (difference, *_likeliest(sampler, trainer, few.completion_mask, hypotheses))
     worst, cause, advice = max(ranks.gathered([found])[0])
     raise MismatchError(worst, limit, cause, advice)
 
 
+def _worst_windows(sampler: Tensor, trainer: Tensor, mask: Tensor) -> list[tuple[int, int]]:
+    """(row, first token) of the windows of ``EXCERPT_TOKENS`` that differ most, in ``EXCERPT_ROWS`` rows."""
+    differences = _differences(sampler, trainer, mask)
+    sums = differences.unfold(1, min(EXCERPT_TOKENS, mask.shape[1]), 1).sum(-1)
+    worst, starts = sums.max(1)
+    rows = worst.topk(min(EXCERPT_ROWS, len(worst))).indices.tolist()
+    return [(row, int(starts[row])) for row in rows]
+
+
+def _excerpt(tokens: "TokenBatch", windows: list[tuple[int, int]]) -> "TokenBatch":
+    """Windows as completions of their own; what comes before them is their prompt."""
+    from app.policy.packing import build
+
+    prompts, completions = [], []
+    for row, start in windows:
+        ids = tokens.input_ids[row][tokens.attention_mask[row].bool()].tolist()
+        first = int(tokens.prompt_lengths[row]) + start
+        prompts.append(ids[:first])
+        completions.append(ids[first : first + EXCERPT_TOKENS])
+    return build(prompts, completions, pad_id=0).to(tokens.input_ids.device)
+
+
+def _windowed(log_probs: Tensor, windows: list[tuple[int, int]], mask: Tensor) -> Tensor:
+    """[B, T] log-probs of an excerpt with this mask."""
+    width = mask.shape[1]
+    return torch.stack([log_probs[row, start : start + width] for row, start in windows])
+
+
+def _differences(first: Tensor, second: Tensor, mask: Tensor) -> Tensor:
+    """[B, T] |difference|, 0 where masked out; a token that one side holds impossible counts 20 nats."""
+    return log_ratios(first, second, mask).abs().clamp(max=20)
+
+
 def _distance(first: Tensor, second: Tensor, mask: Tensor) -> float:
-    """Mean |difference| a token; a token that one side holds impossible counts 20 nats."""
-    return float(log_ratios(first, second, mask).abs().clamp(max=20).sum() / mask.sum())
+    """Mean |difference| a token."""
+    return float(_differences(first, second, mask).sum() / mask.sum())
 
 
-def _likeliest(
-    sampler: Tensor, trainer: Tensor, mask: Tensor, hypotheses: list[Hypothesis], difference: float
-) -> tuple[str, str]:
+def _likeliest(sampler: Tensor, trainer: Tensor, mask: Tensor, hypotheses: list[Hypothesis]) -> tuple[str, str]:
+    difference = _distance(sampler, trainer, mask)
     exact = [hypothesis for hypothesis in hypotheses if not hypothesis.noise]
     left = [_distance(sampler, hypothesis.log_probs, mask) for hypothesis in exact]
     if exact and min(left) < EXPLAINED * difference:
@@ -164,19 +200,14 @@ def policy_hypotheses(
 
 def completion_logits(policy: "PreTrainedModel", tokens: "TokenBatch") -> Tensor:
     """[B, T, V] float32 logits from which the completion tokens are drawn."""
-    length = tokens.completion_ids.shape[1]
-    output = policy(
+    logits = last_logits(
+        policy,
+        tokens.completion_ids.shape[1],
         input_ids=tokens.input_ids[:, :-1],
         attention_mask=tokens.attention_mask[:, :-1],
         position_ids=tokens.position_ids[:, :-1],
-        use_cache=False,
     )
-    return output.logits[:, -length:].float()
-
-
-def _chosen(logits: Tensor, ids: Tensor) -> Tensor:
-    """[B, T] log-softmax of the logits at ``ids``."""
-    return logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    return logits.float()
 
 
 def temperature_hypotheses(logits: Tensor, ids: Tensor, sampling: SamplingSettings) -> Iterator[Hypothesis]:
@@ -186,33 +217,36 @@ def temperature_hypotheses(logits: Tensor, ids: Tensor, sampling: SamplingSettin
             yield Hypothesis(
                 "temperature",
                 f"The engine's log-probs fit temperature {temperature:.2g}, the trainer uses {sampling.temperature:g}.",
-                _chosen(logits / temperature, ids),
+                selective_log_softmax(logits, ids, temperature),
             )
 
 
 def truncation_hypotheses(logits: Tensor, ids: Tensor, sampling: SamplingSettings) -> Iterator[Hypothesis]:
     """The engine's log-probs are of a truncated distribution, the trainer's of the whole one."""
-    scaled = logits / sampling.temperature
-    ranked, order = scaled.sort(dim=-1, descending=True)
-    probabilities = ranked.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities
-    chosen = _chosen(scaled, ids)
-    inside = ids[..., None] == order
-    top_ps = sorted({*TOP_PS, *([sampling.top_p] if sampling.top_p < 1 else [])})
-    top_ks = sorted({*TOP_KS, *([sampling.top_k] if sampling.top_k else [])})
-    kept = [(f"top-p {p:g}", before < p) for p in top_ps]
-    kept += [(f"top-k {k}", torch.arange(ranked.shape[-1], device=ids.device).expand_as(before) < k) for k in top_ks]
-    if sampling.min_p > 0:
-        kept.append((f"min-p {sampling.min_p:g}", probabilities >= sampling.min_p * probabilities[..., :1]))
-    for name, kept_ranks in kept:
-        mass = (probabilities * kept_ranks).sum(-1)
-        possible = (inside & kept_ranks).any(-1)
+    chosen = selective_log_softmax(logits, ids, sampling.temperature)
+    rank = (logits > logits.gather(-1, ids[..., None])).sum(-1, keepdim=True)
+    probabilities = (logits / sampling.temperature).softmax(-1).sort(dim=-1, descending=True).values
+    for name, kept in _truncations(probabilities, sampling):
+        mass = (probabilities * kept).sum(-1)
+        possible = kept.gather(-1, rank)[..., 0]
         yield Hypothesis(
             "top-p/top-k",
             f"The engine's log-probs fit {name}, the trainer's are of the whole distribution: switch truncation off, "
             "or correct for it by importance weights.",
             torch.where(possible, chosen - mass.log(), -torch.inf),
         )
+
+
+def _truncations(probabilities: Tensor, sampling: SamplingSettings) -> Iterator[tuple[str, Tensor]]:
+    """Kinds of truncation, and which of the falling ``probabilities`` [B, T, V] each keeps, one after the other."""
+    before = probabilities.cumsum(-1) - probabilities
+    for p in sorted({*TOP_PS, *([sampling.top_p] if sampling.top_p < 1 else [])}):
+        yield f"top-p {p:g}", before < p
+    ranks = torch.arange(probabilities.shape[-1], device=probabilities.device)
+    for k in sorted({*TOP_KS, *([sampling.top_k] if sampling.top_k else [])}):
+        yield f"top-k {k}", (ranks < k).expand_as(probabilities)
+    if sampling.min_p > 0:
+        yield f"min-p {sampling.min_p:g}", probabilities >= sampling.min_p * probabilities[..., :1]
 
 
 def _head_hypothesis(logits: Tensor, tied: bool) -> Hypothesis:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 
 from app.rollout.faults import EngineFailure
+from app.stopping import StopRequested
 
 T = TypeVar("T")
 LONGEST_ROLLOUT = timedelta(days=1)
@@ -38,7 +39,7 @@ class RolloutRanks:
         if self.rank == 0:
             try:
                 outcome = [(action(), None)]
-            except Exception as error:  # noqa: BLE001  raised again below, on every rank
+            except (Exception, StopRequested) as error:  # noqa: BLE001  raised again below, on every rank
                 outcome = [(None, error)]
         torch.distributed.broadcast_object_list(outcome, src=0, group=self._group)
         result, failure = outcome[0]
@@ -51,16 +52,20 @@ class RolloutRanks:
 
         Raises:
             EngineFailure: this rank's own, or that of the first rank that had one.
+            StopRequested: a signal stopped it on some rank, whatever happened on others.
         """
-        own: EngineFailure | None = None
+        own: EngineFailure | StopRequested | None = None
         try:
             result = action()
-        except EngineFailure as error:
+        except (EngineFailure, StopRequested) as error:
             own = error
-        failures = self.gathered([own])[0]
+        outcomes = self.gathered([own])[0]
+        stops = [outcome for outcome in outcomes if isinstance(outcome, StopRequested)]
+        if stops:
+            raise stops[0]
         if own is not None:
             raise own
-        for rank, failure in enumerate(failures):
+        for rank, failure in enumerate(outcomes):
             if failure is not None:
                 raise EngineFailure(failure.kind, f"on rank {rank}: {failure}")
         return result
@@ -76,7 +81,15 @@ class RolloutRanks:
 
     def any(self, here: bool) -> bool:
         """Whether it is so on any rank."""
-        return any(self.gathered([here])[0])
+        return self.largest(int(here)) > 0
+
+    def largest(self, value: int) -> int:
+        """The largest ``value`` of any rank."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._group)
+        return int(found)
 
 
 def rank_and_size() -> tuple[int, int]:

@@ -19,6 +19,7 @@ from app.policy.sharding import evaluation_mode, whole_parameters
 from app.rollout.engine import Completion, FinishReason, GenerationRequest, PolicyOwner
 from app.rollout.sampling import draw, uniforms
 from app.rollout.stopping import StopStrings
+from app.stopping import STOP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +70,7 @@ class TransformersEngine:
         _check(requests, policy)
         done: dict[Row, Completion] = {}
         # Ranks decode for as long as their own completions last: no step may wait for another rank.
-        with whole_parameters(policy), evaluation_mode(policy):
+        with whole_parameters(policy), evaluation_mode(policy), STOP.interruptible():
             for rows in self._batches(requests):
                 done |= _Batch(self._module, requests, rows).run()
         return [[done[number, i] for i in range(request.n)] for number, request in enumerate(requests)]

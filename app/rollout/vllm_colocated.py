@@ -1,16 +1,18 @@
 """A vLLM engine inside the trainer's process, which sleeps while the policy trains, where the platform can."""
 
-from collections.abc import Sequence
+import contextlib
+import traceback
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from app.errors import ConfigurationError
 from app.rollout.engine import Completion, GenerationRequest
-from app.rollout.faults import EngineFailure
+from app.rollout.faults import EngineFailure, FailureKind
 from app.rollout.vllm_local import LocalEngine, LocalEngineSettings
 from app.rollout.weight_sync import Weights, sum_of_shards
 
-FAILURES = (RuntimeError, ValueError, OSError, MemoryError)
-"""What vLLM raises; CUDA's out-of-memory error is a RuntimeError."""
+FAILURES = (RuntimeError, ValueError, OSError, MemoryError, AssertionError)
+"""What vLLM raises; CUDA's out-of-memory error is a RuntimeError, and its checks of free memory are assertions."""
 
 
 class Colocated:
@@ -31,12 +33,8 @@ class Colocated:
 
     def start(self, folder: Path) -> None:
         """Builds the engine from the files in ``folder``."""
-        try:
+        with failing("start", "vLLM could not start in this process"):
             self.engine = LocalEngine(folder, self.local)
-        except ConfigurationError:
-            raise
-        except FAILURES as error:
-            raise EngineFailure("start", f"vLLM could not start in this process: {error}") from error
         self.started = True
 
     @property
@@ -51,34 +49,59 @@ class Colocated:
 
     def load(self, weights: Weights) -> None:
         """Takes over all weights, waking up for them, and empties the prefix cache."""
-        if self.asleep:
-            self.engine.wake("weights")
-        self.engine.reload(weights)
-        if self.asleep:
-            self.engine.wake("kv_cache")
-            self.asleep = False
-        self.engine.forget_prefixes()
+        with failing("died", "vLLM failed to take over the weights"):
+            if self.asleep:
+                self.engine.wake("weights")
+            self.engine.reload(weights)
+            if self.asleep:
+                self.engine.wake("kv_cache")
+                self.asleep = False
+            self.engine.forget_prefixes()
 
     def fingerprints(self, widths: dict[str, int], round_number: int) -> list[dict[str, int]]:
         """What this engine holds, by name."""
-        return [sum_of_shards(self.engine.call("policy_fingerprints", widths, round_number))]
+        with failing("died", "vLLM failed to show its weights"):
+            return [sum_of_shards(self.engine.call("policy_fingerprints", widths, round_number))]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Wakes up, generates, and goes to sleep."""
-        if self.asleep:
-            self.engine.wake()
-            self.asleep = False
-        try:
+        with failing("died", "vLLM failed while it generated"):
+            if self.asleep:
+                self.engine.wake()
+                self.asleep = False
             groups = self.engine.generate(requests)
-        except FAILURES as error:
-            raise EngineFailure("died", f"vLLM failed while it generated: {type(error).__name__}: {error}") from error
-        if self.engine.can_sleep and self.sleep_level > 0:
-            self.engine.sleep(self.sleep_level)
-            self.asleep = True
-        return groups
+            if self.engine.can_sleep and self.sleep_level > 0:
+                self.asleep = True  # also where it fails half-way
+                self.engine.sleep(self.sleep_level)
+            return groups
 
     def close(self) -> None:
-        """Frees the engine."""
-        if self.started:
-            self.engine.close()
-            self.started = False
+        """Frees the engine. It is woken for that: vLLM's allocator cannot free what sleep has already given back, and
+        an engine that is started later in this process would meet its error."""
+        if not self.started:
+            return
+        self.started = False
+        if self.asleep:
+            with contextlib.suppress(*FAILURES):  # no room to wake up in: the process is all that can be freed
+                self.engine.wake()
+        self.engine.close()
+
+
+@contextlib.contextmanager
+def failing(kind: FailureKind, what: str) -> Iterator[None]:
+    """Whatever vLLM raises inside is a failure of the engine, which all ranks hear of and restart after."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except FAILURES as error:
+        message = f"{what}: {type(error).__name__}: {error}"
+        _forget_frames(error)
+        raise EngineFailure(kind, message) from error
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Lets go of what the failed calls held: the next engine would find the device's memory still taken by this one."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

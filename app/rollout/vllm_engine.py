@@ -18,6 +18,7 @@ from app.rollout.vllm_local import LocalEngineSettings
 from app.rollout.vllm_separate import SeparateEngines
 from app.rollout.vllm_settings import Placement, VLLMSettings, check_requests, require_vllm
 from app.rollout.weight_sync import SyncRecord, Weights, policy_weights
+from app.stopping import STOP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ class VLLMEngine:
             weights in host memory; 2 drops them, and the next round of generation takes them from the policy again.
         tensor_parallel_size: GPUs of one separate engine.
         data_parallel_size: separate engines that share the requests, each of ``tensor_parallel_size`` GPUs.
-        devices: the separate engines' GPUs by number; by default the first ones.
+        devices: the separate engines' GPUs by number among those that the trainer sees; by default the first ones.
         max_model_len: longest prompt and completion together; by default the model's own limit.
         max_sequences: completions decoded at once.
         prefix_caching: a prompt's keys and values are computed once for all its completions.
@@ -134,7 +135,7 @@ class VLLMEngine:
 
     def _open(self, folder: Path, device: torch.device) -> int:
         """Starts the backend; returns the longest prompt and completion together."""
-        settings, local = self.settings, self._local_settings()
+        settings, local = self.settings, self._local_settings(device)
         self._backend = (
             SeparateEngines(settings, local, device) if self._separate else Colocated(local, settings.sleep_level)
         )
@@ -145,8 +146,9 @@ class VLLMEngine:
             raise
         return self._backend.max_model_len
 
-    def _local_settings(self) -> LocalEngineSettings:
-        settings = self.settings
+    def _local_settings(self, device: torch.device) -> LocalEngineSettings:
+        settings, index, together = self.settings, device.index or 0, self._together
+        launched = not self._separate and (together.size > 1 or index > 0)
         return LocalEngineSettings(
             dtype=str(self._dtype).removeprefix("torch."),
             gpu_memory_share=settings.gpu_memory_share,
@@ -157,7 +159,8 @@ class VLLMEngine:
             prefix_caching=settings.prefix_caching,
             sleep=not self._separate and settings.sleep_level > 0,
             seed=settings.seed,
-            external_launcher=not self._separate and self._together.size > 1,
+            rank=together.rank if launched else None,
+            device_index=index,
         )
 
     @property
@@ -213,9 +216,9 @@ class VLLMEngine:
             backend = self._running()
             if backend.needs_weights and self._module is not None:
                 self.sync(self._module)
-            return self._driven(lambda: backend.generate(requests))
+            return self._driven(lambda: _interruptible(backend, requests))
         everyone, mine = self._together.gathered(list(requests))
-        return self._driven(lambda: self._running().generate(everyone))[mine]
+        return self._driven(lambda: _interruptible(self._running(), everyone))[mine]
 
     def close(self) -> None:
         """Ends the engine, and its processes where they are ours; may be called again."""
@@ -233,6 +236,11 @@ class VLLMEngine:
         if self._backend is None:
             raise RuntimeError("the engine is not started: call start(module) first")
         return self._backend
+
+
+def _interruptible(backend: Backend, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+    with STOP.interruptible():
+        return backend.generate(requests)
 
 
 def _drain(weights: Weights) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import os
 import random
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,9 @@ class LocalEngineSettings:
         max_model_len: longest prompt and completion together; None takes the model's own limit.
         sleep: keeps memory so that it can be given back between rollouts, where the platform can.
         transfer: vLLM's weight-transfer backend, "nccl" or "ipc", or None.
-        external_launcher: True where the trainer's process group has several ranks, each with its own engine.
+        rank: the trainer's, of an engine inside it that vLLM would otherwise take for the only one, on the first
+            device: where there are several ranks, or the device is another one. None otherwise.
+        device_index: number of the device that such an engine shares with the trainer.
     """
 
     dtype: str
@@ -55,7 +58,8 @@ class LocalEngineSettings:
     sleep: bool
     seed: int
     transfer: str | None = None
-    external_launcher: bool = False
+    rank: int | None = None
+    device_index: int = 0
 
 
 class LocalEngine:
@@ -73,7 +77,8 @@ class LocalEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._owns_process_group = not torch.distributed.is_initialized()
-        with process_as_it_was(), eager():
+        # Lightning validates in inference mode; weights that are made in it could not be replaced outside.
+        with torch.inference_mode(False), process_as_it_was(), eager():
             try:
                 self.llm = _build(folder, settings)
             except BaseException:
@@ -84,7 +89,7 @@ class LocalEngine:
 
     def reload(self, weights: Weights) -> None:
         """Takes over weights in memory, by copying."""
-        with eager(), torch.no_grad():
+        with torch.inference_mode(False), eager(), torch.no_grad():
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
 
     def call(self, method: str, *args: Any) -> list[Any]:
@@ -115,9 +120,13 @@ class LocalEngine:
 
     def close(self) -> None:
         """Frees the engine, and the process group where vLLM made it."""
+        from vllm.model_executor.model_loader.reload.layerwise import LAYERWISE_INFO
+
         with self._process_group():
             self.llm.llm_engine.engine_core.shutdown()
         del self.llm
+        # After a reload vLLM's notes on the layers hold the layers themselves, and with them all weights.
+        LAYERWISE_INFO.clear()
         gc.collect()
         if torch.accelerator.is_available():
             torch.accelerator.empty_cache()
@@ -158,8 +167,9 @@ def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
     if not _generators_rewind(current_platform.device_type):
         # A prompt cut into chunks makes vLLM rewind the request's generator, which not every device's can do.
         arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": WHOLE_PROMPT_TOKENS}
-    if settings.external_launcher:
+    if settings.rank is not None:
         arguments["distributed_executor_backend"] = "external_launcher"
+        os.environ.update(launcher_environment(settings.rank, settings.device_index))
     if settings.transfer:
         arguments["weight_transfer_config"] = {"backend": settings.transfer}
     return LLM(
@@ -180,6 +190,18 @@ def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
         seed=settings.seed,
         **arguments,
     )
+
+
+def launcher_environment(rank: int, device_index: int) -> dict[str, str]:
+    """What torchrun would have told vLLM; Lightning's own launch and SLURM set no RANK, and torchrun's LOCAL_RANK is
+    not the device where ``trainer.devices`` names some."""
+    environment = {"RANK": str(rank), "LOCAL_RANK": str(device_index)}
+    if not torch.distributed.is_initialized():  # vLLM makes a group of its own, of this process alone
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    return environment
 
 
 def _generators_rewind(device: str) -> bool:
@@ -228,13 +250,14 @@ def _completion(output: "CompletionOutput") -> Completion:
 
 @contextlib.contextmanager
 def process_as_it_was() -> Iterator[None]:
-    """Undoes what vLLM changes in the process around it: random generators, threads, environment, tracebacks."""
+    """Undoes what vLLM changes in the process around it: random generators, threads, precision of matrix products,
+    environment, tracebacks."""
     import numpy
 
     states = random.getstate(), numpy.random.get_state(), torch.random.get_rng_state()
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     threads, set_threads = torch.get_num_threads(), torch.set_num_threads
-    excepthook = sys.excepthook
+    excepthook, precision = sys.excepthook, torch.get_float32_matmul_precision()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
     try:
         with warnings.catch_warnings():
@@ -244,6 +267,7 @@ def process_as_it_was() -> Iterator[None]:
         sys.excepthook = excepthook  # a process group marks tracebacks with its rank
         torch.set_num_threads = set_threads  # the CPU worker replaces it by a warning
         torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
         random.setstate(states[0])
         numpy.random.set_state(states[1])
         torch.random.set_rng_state(states[2])

@@ -19,6 +19,7 @@ from app.rollout.faults import EngineFailure, FailureKind
 from app.rollout.vllm_wire import pack_requests, receive, send, socket_address, unpack_groups
 
 PROJECT = Path(__file__).resolve().parents[2]
+SERVER = "app.rollout.vllm_server"
 
 
 class EngineProcess:
@@ -29,7 +30,8 @@ class EngineProcess:
             open.
         start_timeout_s: for starting, connecting and building the engine.
         answer_timeout_s: for every other answer; an engine that takes longer is taken to hang.
-        devices: the GPUs of a server that is started here, by number; None leaves it all that the trainer sees.
+        devices: the GPUs of a server that is started here, by number among those that the trainer sees; None leaves it
+            all of them.
     """
 
     def __init__(
@@ -54,12 +56,12 @@ class EngineProcess:
 
     def _launch(self, address: str, devices: Sequence[int] | None) -> "subprocess.Popen[bytes]":
         """Starts the server in a session of its own: Ctrl-C reaches the trainer alone, which then ends the group."""
-        command = [sys.executable, "-m", "app.rollout.vllm_server", "--listen", address, "--parent", str(os.getpid())]
+        command = [sys.executable, "-m", SERVER, "--listen", address, "--parent", str(os.getpid())]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
         # CUDA IPC handles come pickled; only this user can open the socket
         environment.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
         if devices is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(_names_of(devices))
         with self._log_path.open("wb") as log:
             return subprocess.Popen(
                 command,
@@ -174,6 +176,22 @@ class EngineProcess:
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+
+def _names_of(devices: Sequence[int]) -> list[str]:
+    """What the driver calls these devices, which are numbered among those that this process sees.
+
+    Raises:
+        ConfigurationError: it does not see so many.
+    """
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        return [str(device) for device in devices]
+    names = [name.strip() for name in shown.split(",") if name.strip()]
+    if max(devices) >= len(names):
+        message = f"{max(devices)} is not among the {len(names)} GPUs of CUDA_VISIBLE_DEVICES={shown}"
+        raise ConfigurationError(message, key="engine.devices")
+    return [names[device] for device in devices]
 
 
 def _kind(header: dict[str, Any], kind: FailureKind) -> FailureKind:

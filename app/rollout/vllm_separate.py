@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from app.rollout.engine import Completion, GenerationRequest
+from app.rollout.faults import EngineFailure
 from app.rollout.vllm_local import LocalEngineSettings
 from app.rollout.vllm_process import EngineProcess
 from app.rollout.vllm_settings import DTYPES, VLLMSettings
@@ -45,6 +46,8 @@ class SeparateEngines:
     def start(self, folder: Path) -> None:
         """Starts (or reaches) every engine at once and has each build its model from the files in ``folder``."""
         settings = self.settings
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # an engine on this card takes its share of what other processes leave
         for replica in range(settings.data_parallel_size):
             devices = _devices(replica, settings)
             self.processes.append(
@@ -80,6 +83,14 @@ class SeparateEngines:
             process.call("policy_finish")
 
     def _load_by_transfer(self, weights: Weights) -> None:
+        try:
+            self._transfer(weights)
+        except EngineFailure:
+            raise
+        except RuntimeError as error:  # NCCL's, CUDA's, and those of their rendezvous
+            raise EngineFailure("died", f"the weights did not reach the engine: {error}") from error
+
+    def _transfer(self, weights: Weights) -> None:
         if not self._open:
             for process, backend in zip(self.processes, self._transfers, strict=True):
                 assert backend is not None

@@ -1,17 +1,25 @@
 """Weights from GPU to GPU by vLLM's own weight transfer: CUDA IPC on one card, NCCL between cards.
 
-Written against vLLM 0.32's interface (``vllm.distributed.weight_transfer``). Untested: no machine with a GPU was at
-hand. A run checks every sync by fingerprints, whichever way the weights came.
+Rank 0 of the trainer sends, after it has gathered each weight with the others. Written against vLLM 0.32's interface
+(``vllm.distributed.weight_transfer``), whose own code runs in the tests with NCCL and CUDA's memory handles replaced:
+no machine with a GPU was at hand. A run checks every sync by fingerprints, whichever way the weights came.
 """
 
 import base64
+import math
 import pickle
+import socket
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from app.rollout.vllm_process import EngineProcess
 from app.rollout.weight_sync import Weights
+
+IPC_BUFFER_BYTES = 256 << 20
+"""Device memory that the trainer shares with an engine on its card; more where one weight is larger."""
 
 
 def choose_transfer(process: EngineProcess, device: torch.device, workers: int) -> str | None:
@@ -47,33 +55,89 @@ class WeightTransfer:
         shapes: dict[str, tuple[int, ...]],
         dtype: torch.dtype,
     ) -> None:
-        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-
         self._source = _replayed_source(shapes, dtype)
-        information = _trainer_information(backend, workers)
-        self._engine = WeightTransferTrainerFactory.trainer_init(
-            information, client=_Client(process), source=self._source
-        )
+        self._failure: BaseException | None = None
+        self._leaving = threading.Lock()
+        client = _Client(process, self._receiver_failed)
+        sender, information = _ipc(shapes, dtype) if backend == "ipc" else _nccl(process, workers)
+        self._engine = sender.trainer_init(information, client=client, source=self._source)
 
     def send(self, weights: Weights) -> None:
-        """Sends one pass over all weights."""
-        self._source.weights = weights
+        """Sends one pass over all weights.
+
+        Raises:
+            EngineFailure: of the engine that should receive them.
+        """
+        self._source.weights = self._while_received(weights)
         self._engine.send_weights()
+
+    def _while_received(self, weights: Weights) -> Weights:
+        for pair in weights:
+            if self._failure is not None:
+                raise self._failure
+            yield pair
+
+    def _receiver_failed(self, failure: BaseException) -> None:
+        self._failure = failure
+        self._leave()
+
+    def _leave(self) -> None:
+        """Ends the process group, once. Broadcasts on the device to an engine that failed would never end by
+        themselves; vLLM aborts them."""
+        with self._leaving:
+            group = getattr(self._engine, "model_update_group", None)
+            if group is not None:
+                group.destroy()
 
     def close(self) -> None:
         """Leaves the process group, where there is one."""
+        self._leave()
         self._engine.shutdown()
 
 
-def _trainer_information(backend: str, workers: int) -> Any:
-    if backend == "ipc":
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+def _nccl(process: EngineProcess, workers: int) -> tuple[Any, Any]:
+    """vLLM's sender and what it starts from.
 
-        return IPCTrainerInitInfo(rank=0, packed=True)
-    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
-    from vllm.utils.network_utils import get_ip, get_open_port
+    Each weight is a broadcast of its own on the trainer's stream, where it waits for what computes the weight. vLLM
+    would pack them on streams of its own, which wait for nothing.
+    """
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+    from vllm.utils.network_utils import get_open_port
 
-    return NCCLTrainerInitInfo(master_address=get_ip(), master_port=get_open_port(), world_size=1 + workers, rank=0)
+    information = NCCLTrainerInitInfo(
+        master_address=_address_towards(process),
+        master_port=get_open_port(),
+        world_size=1 + workers,
+        packed=False,
+        rank=0,
+    )
+    return NCCLTrainerWeightTransferEngine, information
+
+
+def _address_towards(process: EngineProcess) -> str:
+    """This machine's address as the engine's sees it; vLLM's own guess asks the internet."""
+    connection = process.connection
+    assert connection is not None, "connect comes first"
+    return "127.0.0.1" if connection.family == socket.AF_UNIX else connection.getsockname()[0]
+
+
+def _ipc(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> tuple[Any, Any]:
+    """vLLM's sender and what it starts from. A weight must fit into the buffer."""
+    from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
+
+    class LoneSender(IPCTrainerWeightTransferEngine):
+        """vLLM's sender collects handles of all of the trainer's ranks, which rank 0 alone would wait for for ever."""
+
+        def _all_gather_and_merge_handles(self, handles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return handles
+
+        @staticmethod
+        def _post_send_sync() -> None:
+            torch.cuda.ipc_collect()
+
+    largest = max(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
+    size = max(IPC_BUFFER_BYTES, largest)
+    return LoneSender, IPCTrainerInitInfo(rank=0, packed=True, packed_buffer_size_bytes=size)
 
 
 def _replayed_source(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> Any:
@@ -95,10 +159,16 @@ def _replayed_source(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> 
 
 
 class _Client:
-    """What vLLM's trainer side calls on the engine (its protocol ``VLLMWeightSyncClient``)."""
+    """What vLLM's trainer side calls on the engine (its protocol ``VLLMWeightSyncClient``).
 
-    def __init__(self, process: EngineProcess) -> None:
+    Args:
+        process: the engine.
+        failed: called where the engine cannot receive, from the thread in which vLLM waits for its answer.
+    """
+
+    def __init__(self, process: EngineProcess, failed: Callable[[BaseException], None]) -> None:
         self._process = process
+        self._failed = failed
 
     def _call(self, method: str, **kwargs: Any) -> None:
         self._process.ask({"op": "transfer", "method": method, "kwargs": kwargs})
@@ -110,7 +180,11 @@ class _Client:
         self._call("start_weight_update")
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        self._call("update_weights", update_info=_as_json(update_info))
+        try:
+            self._call("update_weights", update_info=_as_json(update_info))
+        except BaseException as failure:
+            self._failed(failure)
+            raise
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
         self._call("finish_weight_update")

@@ -97,6 +97,50 @@ def test_first_update_weighs_tokens_by_forward_sums(style: str, q: float, normal
         torch.testing.assert_close(loss_and_gradient(inputs, s)[1], expected)
 
 
+@pytest.mark.parametrize("application", APPLICATIONS)
+@pytest.mark.parametrize("style", STYLES)
+def test_importance_weights_multiply_the_gradient_of_each_token(style: str, application: str) -> None:
+    """Every token's own, also where the loss of later tokens holds it; the KL term and all values stay."""
+    inputs = batch()
+    importance = torch.rand(inputs["mask"].shape, dtype=torch.float64) * 2
+    for beta in (0.0, 0.3):
+        s = ObjectiveSettings(lam=0.9, style=style, application=application, beta=beta)
+        plain, gradient = loss_and_gradient(inputs, s)
+        policy_alone = loss_and_gradient(inputs, replace(s, beta=0.0))[1]
+        weighted, metrics = policy_objective(**inputs, settings=s, importance_weights=importance)
+        (found,) = torch.autograd.grad(weighted, inputs["log_probs"])
+        assert weighted.item() == plain.item()
+        torch.testing.assert_close(found, importance * policy_alone + (gradient - policy_alone))
+        assert metrics["policy_loss"] == policy_objective(**inputs, settings=s)[1]["policy_loss"]
+
+
+def test_a_token_without_importance_gets_no_gradient_through_the_traces_of_later_ones() -> None:
+    inputs = batch([6], spread=0.0)
+    importance = torch.tensor([[0.0, 1.0, 0.5, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    s = ObjectiveSettings(lam=0.9, style="recent", application="trace", reduction="token")
+    loss, _ = policy_objective(**inputs, settings=s, importance_weights=importance)
+    (gradient,) = torch.autograd.grad(loss, inputs["log_probs"])
+    sums = torch.tensor([sum(0.9**k for k in range(6 - token)) for token in range(6)], dtype=torch.float64)
+    torch.testing.assert_close(gradient, -inputs["advantages"][:, None] * importance * sums / 6)
+
+
+@pytest.mark.parametrize("estimator", KL_ESTIMATORS)
+def test_gradients_of_the_kl_estimators_are_those_that_are_documented(estimator: str) -> None:
+    """Their expectation over all tokens of a distribution, at fixed samples, against autograd through the KL itself."""
+    logits = torch.tensor([0.3, -1.0, 0.8, 0.1], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([1.0, 0.2, -0.5, 0.0], dtype=torch.float64).log_softmax(0)
+    log_probs = logits.log_softmax(0)
+    expected = {
+        "k1": 0.0 * log_probs.sum(),
+        "k2": (log_probs.exp() * (log_probs - ref)).sum(),
+        "k3": (ref.exp() * (ref - log_probs)).sum(),
+    }[estimator]
+    per_token = KL_ESTIMATORS[estimator](ref - log_probs)
+    in_expectation = (log_probs.exp().detach() * per_token).sum()
+    wanted = torch.autograd.grad(expected, logits, retain_graph=True)[0]
+    torch.testing.assert_close(torch.autograd.grad(in_expectation, logits)[0], wanted, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_trace_left_is_grpo_bit_for_bit(reduction: str) -> None:
     """Fact 3, in float32: λ = 0 with ``recent`` is GRPO in value and gradient; with ``both`` it is not."""

@@ -286,3 +286,47 @@ def test_a_name_that_cannot_be_that_of_a_file_is_refused(tmp_path: Path) -> None
 def test_a_misspelt_benchmark_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"evaluation.benchmarks.sum: .*did you mean 'sums'"):
         validate(tmp_path, benchmarks={"sum": benchmarks.BenchmarkSettings()})
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"samples": 4, "temperature": 1.0, "pass_k": (1, 8)}, "pass_k: pass@8 needs k between 1 and samples, 4"),
+        ({"samples": 4}, "samples: 4 greedy samples are copies"),
+        ({"temperature": -1.0}, "temperature: must be at least 0"),
+    ],
+)
+def test_a_setting_of_a_benchmark_that_cannot_work_is_named_with_the_benchmark(
+    settings: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        BenchmarkEvaluation(benchmarks={"sums": benchmarks.BenchmarkSettings(**settings)})
+    assert str(caught.value).startswith(f"evaluation.benchmarks.sums.{expected}")
+
+
+def test_the_results_name_the_checkpoint_whose_weights_were_evaluated(tmp_path: Path) -> None:
+    train(tmp_path / "run", [IterationCheckpoint(every_n_iterations=9)], limit_val_batches=0)
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    data = make_data(benchmarks={"heldout": replace(make_benchmarks()["heldout"], limit=2)})
+    made = make_trainer(tmp_path, [evaluation(folder=str(tmp_path / "out"))])
+    made.validate(make_module(), datamodule=data, ckpt_path=str(checkpoint), verbose=False, weights_only=True)
+    settings = read_results(tmp_path / "out")["settings"]
+    assert settings["ckpt_path"] == str(checkpoint)
+    assert settings["limits"] == {"heldout": 2}
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"),
+    [
+        (3, "the last evaluation is after iteration 3, and the policy at its end is not evaluated"),
+        (9, "no evaluation follows the one before the first iteration"),
+        (2, None),
+    ],
+)
+def test_a_run_that_does_not_evaluate_what_it_ends_with_says_so(
+    tmp_path: Path, interval: int, expected: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path, [evaluation()], val_check_interval=interval)
+    lines = [record.getMessage() for record in caplog.records if "trainer.val_check_interval" in record.getMessage()]
+    assert len(lines) == (expected is not None)
+    assert all(str(expected) in line for line in lines)

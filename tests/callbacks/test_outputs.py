@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.errors import ConfigurationError
 from callbacks import CompletionsTable, HFExport, IterationCheckpoint, IterationProgress
-from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, weights_of
+from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, make_trainer, weights_of
 
 
 def test_checkpoints_are_by_iteration_whatever_the_updates(tmp_path: Path) -> None:
@@ -28,8 +28,25 @@ def test_checkpoints_are_by_iteration_whatever_the_updates(tmp_path: Path) -> No
     assert equal_weights(saved, weights_of(module))
 
 
-def test_the_best_by_a_metric_is_kept(tmp_path: Path) -> None:
-    scores = iter([0.2, 0.5, 0.3])
+def test_a_resumed_run_leaves_the_checkpoints_that_it_came_from(tmp_path: Path) -> None:
+    """Two runs can branch off from one."""
+    first = IterationCheckpoint(every_n_iterations=2, folder=str(tmp_path / "first"))
+    fit(tmp_path, make_module(), make_data(iterations=2), [make_rollouts(), first])
+    before = sorted(path.name for path in (tmp_path / "first").iterdir())
+    for name in ("branch", "other"):
+        keep = IterationCheckpoint(every_n_iterations=1, folder=str(tmp_path / name))
+        trainer = make_trainer(tmp_path, [make_rollouts(), keep])
+        source = str(tmp_path / "first" / "last.ckpt")
+        trainer.fit(make_module(), datamodule=make_data(iterations=4), ckpt_path=source)
+        assert sorted(path.name for path in (tmp_path / "first").iterdir()) == before
+        assert (tmp_path / "first" / "last.ckpt").exists()
+        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["iteration-000004.ckpt", "last.ckpt"]
+
+
+@pytest.mark.parametrize(("mode", "best_at"), [("max", 2), ("min", 3)])
+def test_the_best_by_a_metric_is_kept(tmp_path: Path, mode: str, best_at: int) -> None:
+    values = [0.3, 0.5, 0.2, 0.2]
+    scores = iter(values)
 
     class Scores(Callback):
         def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -37,12 +54,12 @@ def test_the_best_by_a_metric_is_kept(tmp_path: Path) -> None:
 
     from tests.running import make_benchmarks
 
-    keep = IterationCheckpoint(every_n_iterations=9, monitor="eval/x/accuracy", folder=str(tmp_path / "c"))
-    data = make_data(iterations=3, benchmarks=make_benchmarks(2))
+    keep = IterationCheckpoint(9, monitor="eval/x/accuracy", mode=mode, folder=str(tmp_path / "c"))
+    data = make_data(iterations=4, benchmarks=make_benchmarks(2))
     fit(tmp_path, make_module(), data, [make_rollouts(), Scores(), keep], val_check_interval=1)
     best = torch.load(tmp_path / "c" / "best.ckpt", weights_only=True)
-    assert best["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
-    assert keep.best_score == 0.5
+    assert best["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == best_at
+    assert keep.best_score == values[best_at - 1]
 
 
 def test_a_metric_that_nobody_logs_is_named_with_those_there_are(tmp_path: Path) -> None:
@@ -70,6 +87,26 @@ def test_the_export_is_an_hf_folder_that_transformers_loads(tmp_path: Path) -> N
     assert ids == module.tokenizer("Tom has 25 apples .").input_ids
     earlier = AutoModelForCausalLM.from_pretrained(tmp_path / "hf-iteration-2")
     assert not equal_weights(dict(earlier.state_dict()), weights_of(module))
+
+
+def test_an_export_never_takes_the_place_of_other_files(tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigurationError, match=r"export\.folder: .*papers holds other files"):
+        HFExport(str(tmp_path / "papers"))
+    with pytest.raises(ConfigurationError, match=r"export\.folder: .*thesis\.txt is a file"):
+        HFExport(str(tmp_path / "papers" / "thesis.txt"))
+    (tmp_path / "empty").mkdir()
+    HFExport(str(tmp_path / "empty"))
+
+
+def test_files_that_appear_while_a_run_learns_are_not_replaced_either(tmp_path: Path) -> None:
+    export = HFExport(str(tmp_path / "hf"))
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigurationError, match=r"export\.folder"):
+        fit(tmp_path, make_module(), make_data(iterations=1), [make_rollouts(), export])
+    assert (tmp_path / "hf" / "thesis.txt").read_text() == "precious"
 
 
 def test_the_table_of_completions_is_in_tensorboard(tmp_path: Path) -> None:

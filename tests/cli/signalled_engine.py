@@ -33,7 +33,9 @@ class SignalledEngine(VLLMEngine):
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         self.calls += 1
-        leaders = [] if self._backend is None else [each.process.pid for each in self._backend.processes]
+        if self._backend is None:  # the first rank drives the engine for all
+            return super().generate(requests)
+        leaders = [each.process.pid for each in self._backend.processes]
         family = [pid for leader in leaders for pid in (leader, *_children(leader))]
         self.pids.write_text(" ".join(map(str, family)))
         if self.number is None or self.calls != self.at_call:
@@ -44,8 +46,6 @@ class SignalledEngine(VLLMEngine):
 
     def _send(self, engine: int) -> None:
         os.kill(engine if self.victim == "engine" else os.getpid(), signal.Signals(self.number))
-        if self.number == signal.SIGTERM:  # which takes effect when the rollout is there
-            os.kill(engine, signal.SIGCONT)
 
 
 def _children(pid: int) -> list[int]:

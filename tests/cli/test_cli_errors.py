@@ -1,12 +1,26 @@
 """The walk over configuration files beside classes' signatures, and the line that comes of an error."""
 
+import errno
+import importlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from app.cli_errors import Source, check_keys, configuration_error, explain, nearest, parameters, read_sources
+from app.cli_errors import (
+    IMPORT_PATHS,
+    Source,
+    check_keys,
+    configuration_error,
+    explain,
+    nearest,
+    parameters,
+    read_sources,
+)
 from app.errors import ConfigurationError
+from app.rewards.functions import RewardFunction
+from app.rollout.engine import RolloutEngine
 
 
 @dataclass(frozen=True)
@@ -140,6 +154,86 @@ def test_the_innermost_configuration_error_is_found() -> None:
         found = configuration_error(error)
     assert str(found) == "a.b: the cause"
     assert configuration_error(ValueError("another")) is None
+
+
+def test_a_full_disk_is_one_line_that_names_the_file() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "tmp", None, "run/iteration-000002.ckpt.unfinished")
+    assert str(configuration_error(full)) == (
+        "cannot write run/iteration-000002.ckpt.unfinished: No space left on device; what was saved before is whole"
+    )
+    assert configuration_error(OSError(errno.EIO, "broken", "file")) is None
+
+
+def test_of_two_keys_with_the_same_end_the_one_whose_value_is_quoted_is_blamed() -> None:
+    source = Source("a.yaml", {"outer": {"inner": {"path": "model"}}, "rewards": [{"path": "mine:nope"}]})
+    error = ConfigurationError("'mine' has no 'nope' of 'mine:nope'", key="path")
+    assert explain(error, [source]) == "rewards.0.path: 'mine' has no 'nope' of 'mine:nope' (in a.yaml)"
+
+
+def test_a_mapping_or_list_on_the_command_line_is_read_as_keys() -> None:
+    options = ["--outer.inner", "{rte: 2}", "--name", "3"]
+    assert read_sources(options) == [Source("command line", {"outer": {"inner": {"rte": 2}}, "name": "3"})]
+
+
+def test_a_key_that_stands_twice_in_a_file_is_refused_with_both_lines(tmp_path: Path) -> None:
+    path = tmp_path / "twice.yaml"
+    path.write_text("outer:\n  inner: {rate: 1}\nname: x\nouter:\n  free: {}\n")
+    with pytest.raises(ConfigurationError, match=r"twice\.yaml: .*the key outer stands twice, in lines 1 and 4"):
+        read_sources(["--config", str(path)])
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "bom.yaml"
+    path.write_bytes(b"\xef\xbb\xbfname: x\n")
+    assert read_sources(["--config", str(path)])[0].values == {"name": "x"}
+
+
+def test_a_file_that_is_not_utf8_is_called_that(tmp_path: Path) -> None:
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigurationError, match=r"latin\.yaml: is not UTF-8"):
+        read_sources(["--config", str(tmp_path / "latin.yaml")])
+
+
+@dataclass(frozen=True)
+class Parts:
+    rewards: list[RewardFunction] | None = None
+    engine: RolloutEngine | None = None
+    base: Base | None = None
+    plan: Base | str = "auto"
+    open: dict[str, Any] | None = None
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"rewards": [{"class_path": "FormatReward"}]}, "did you mean app.rewards.functions.FormatReward?"),
+        ({"rewards": [{"class_path": "app.rewards.Corectness"}]}, "app.rewards.functions.CorrectnessReward?"),
+        ({"rewards": ["FormatReward"]}, "parts.rewards.0.class_path: no class FormatReward; did you mean"),
+        (
+            {"engine": "vllm"},
+            "parts.engine.class_path: no class vllm; did you mean app.rollout.vllm_engine.VLLMEngine?",
+        ),
+        ({"engine": {"class_path": "Zzz"}}, "there are app.rollout.transformers_engine.TransformersEngine, app."),
+        ({"base": "Chld"}, "parts.base.class_path: no class Chld; did you mean Child?"),
+    ],
+)
+def test_a_class_that_is_none_names_the_nearest_as_it_is_to_be_written(values: dict, expected: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_keys([Source("a.yaml", {"parts": values})], {"parts": Parts})
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values", [{"base": "null"}, {"base": "Child"}, {"base": "{}"}, {"plan": "x"}, {"open": {"a": "b"}}]
+)
+def test_what_the_parser_takes_for_a_class_passes(values: dict) -> None:
+    check_keys([Source("command line", {"parts": values})], {"parts": Parts})
+
+
+@pytest.mark.parametrize("path", [path for paths in IMPORT_PATHS.values() for path in paths])
+def test_the_classes_that_are_offered_exist(path: str) -> None:
+    module, _, name = path.rpartition(".")
+    assert hasattr(importlib.import_module(module), name)
 
 
 def test_parameters_follow_keywords_to_the_bases() -> None:

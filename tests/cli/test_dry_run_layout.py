@@ -23,6 +23,12 @@ def test_ranks_come_from_the_trainers_settings(trainer: dict[str, Any], ranks: i
     assert (layout.ranks, layout.kind, layout.shards) == (ranks, kind, ranks if kind == "fsdp" else 1)
 
 
+@pytest.mark.parametrize("devices", ["two", "0", "", "1.5", "0,x"])
+def test_devices_that_are_no_number_are_refused(devices: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer\.devices: is a number of devices, a list of them, or auto"):
+        plan_layout({"devices": devices})
+
+
 def test_strategies_of_lightning_are_known_by_their_class() -> None:
     from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 

@@ -84,9 +84,12 @@ def test_a_run_that_ctrl_c_stopped_in_mid_rollout_goes_on_as_if_it_had_not_been(
     assert_equal(whole, tmp_path)
 
 
-def test_sigterm_ends_the_run_after_the_iteration_and_not_as_if_it_were_complete(tmp_path: Path) -> None:
-    assert "stopped by SIGTERM" in stopped(tmp_path, signal.SIGTERM).stderr
-    assert last_checkpoint(tmp_path).resolve().name == "iteration-000003.ckpt"
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_sigterm_ends_a_rollout_at_once_and_not_as_if_the_run_were_complete(tmp_path: Path, ranks: int) -> None:
+    """Of two ranks the first one waits for the engine, and the second for the first."""
+    options = ("--config", "configs/strategy/fsdp2.yaml", "--trainer.devices", "2") if ranks == 2 else ()
+    assert "stopped by SIGTERM" in stopped(tmp_path, signal.SIGTERM, *options).stderr
+    assert last_checkpoint(tmp_path).resolve().name == "iteration-000002.ckpt"
 
 
 def test_a_rollout_ahead_does_not_hold_up_ctrl_c(tmp_path: Path) -> None:

@@ -125,7 +125,17 @@ def test_a_stream_filters_excludes_counts_and_names(files: list[str], tmp_path: 
     assert source.report.left_out["level"] >= 12
     assert source.report.left_out["first file"] >= 4
     assert "holds no '####'" in source.report.malformed[0]
-    assert "in epoch 0" in source.report.malformed[0]
+
+
+def test_a_stream_names_a_malformed_row_once_and_not_in_every_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"question": f"p{i}", "answer": "#### 1" if i else "1"} for i in range(4)]
+    source = streamed([write_json_lines(tmp_path / "bad.jsonl", rows)])
+    read = [text for iteration in range(9) for text in texts(source, iteration)]
+    assert read.count("p1") > 2
+    assert len(source.report.malformed) == 1
+    assert [record.message for record in caplog.records] == source.report.malformed
 
 
 def test_a_stream_refuses_malformed_rows_by_option(tmp_path: Path) -> None:
@@ -216,6 +226,22 @@ def test_a_hub_dataset_is_read_at_its_revision_and_the_commit_is_known(tmp_path:
     for other in (NEW, "v1"):
         refused = read_from_hub(home, hub.address, offline=True, revision=other)["error"]
         assert f"the latest in the local cache is commit {OLD}, which may not be '{other}'" in refused
+
+
+@pytest.mark.slow
+def test_each_cached_commit_is_read_without_the_hub(tmp_path: Path) -> None:
+    commits = {
+        commit: {"train.jsonl": "".join(f'{{"problem": "{commit[0]}{i}", "answer": "1"}}\n' for i in (1, 2)).encode()}
+        for commit in (OLD, NEW)
+    }
+    home = tmp_path / "home"
+    with HubServer(REGISTRY["math12k"].hub_id, commits, {"main": NEW}) as hub:
+        for commit in (OLD, NEW):
+            assert read_from_hub(home, hub.address, revision=commit)["commit"] == commit
+    for commit in (OLD, NEW):
+        cached = read_from_hub(home, hub.address, offline=True, revision=commit)
+        assert (cached["commit"], cached["texts"]) == (commit, [f"{commit[0]}1", f"{commit[0]}2"])
+    assert read_from_hub(home, hub.address, offline=True)["commit"] == NEW
 
 
 def test_local_files_have_no_commit(files: list[str]) -> None:

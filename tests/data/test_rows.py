@@ -133,5 +133,5 @@ def test_impossible_settings_are_refused(changes: dict[str, Any], key: str) -> N
 
 def test_the_nearest_name_is_offered() -> None:
     assert nearest("quesion", ["answer", "question"]) == "did you mean 'question'? There are: answer, question"
-    assert nearest("zzz", ["answer"]) == "There are: answer"
-    assert nearest("zzz", []) == "There are: none"
+    assert nearest("zzz", ["answer"]) == "there are: answer"
+    assert nearest("zzz", []) == "there are: none"

@@ -1,7 +1,10 @@
 """Sources: order, malformed rows, filters, exclusions, the synthetic ones."""
 
+import gzip
 import json
+import lzma
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +106,10 @@ class TestJsonLines:
         path = write_json_lines(tmp_path / "q.jsonl", [{"question": "q", "answer": "1"}])
         with pytest.raises(ConfigurationError, match="no column 'quesion'; did you mean 'question'"):
             JsonLinesSource(path, columns={"problem": "quesion"}).problems()
-        with pytest.raises(ConfigurationError, match=r"no column 'problem'.*There are: answer, question"):
+        with pytest.raises(
+            ConfigurationError,
+            match=r"no column 'problem'; there are: answer, question; give columns: \{problem: NAME\}",
+        ):
             JsonLinesSource(path).problems()
 
     def test_a_file_without_answers_is_refused_unless_none_are_asked_for(self, tmp_path: Path) -> None:
@@ -114,8 +120,22 @@ class TestJsonLines:
 
     def test_a_missing_file_is_refused_at_once_with_the_nearest_name(self, tmp_path: Path) -> None:
         write_json_lines(tmp_path / "train.jsonl", numbered_rows(1))
-        with pytest.raises(ConfigurationError, match=r"no file .*trian\.jsonl; did you mean 'train\.jsonl'"):
+        with pytest.raises(ConfigurationError, match=r"no file .*trian\.jsonl; did you mean .*/train\.jsonl\?$"):
             JsonLinesSource(str(tmp_path / "trian.jsonl"))
+
+    def test_a_missing_file_far_from_all_others_lists_none_of_them(self, tmp_path: Path) -> None:
+        write_json_lines(tmp_path / "train.jsonl", numbered_rows(1))
+        with pytest.raises(ConfigurationError, match=r"there is no file .*/zzz$"):
+            JsonLinesSource(str(tmp_path / "zzz"))
+        with pytest.raises(ConfigurationError, match=r"there is no folder .*/nowhere$"):
+            JsonLinesSource(str(tmp_path / "nowhere" / "train.jsonl"))
+
+    @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress])
+    def test_a_compressed_file_is_called_that(self, pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+        path = tmp_path / "train.jsonl.packed"
+        path.write_bytes(pack(json.dumps(numbered_rows(1)[0]).encode()))
+        with pytest.raises(ConfigurationError, match=r"path: .*train\.jsonl\.packed is compressed \((gzip|xz)\)"):
+            JsonLinesSource(str(path)).problems()
 
     @pytest.mark.parametrize(
         ("content", "reason"),
@@ -124,7 +144,7 @@ class TestJsonLines:
             (b"\n \n", r"e\.jsonl is empty"),
             (b'{"problem": "", "answer": "1"}', "no usable row"),
             (b'[\n{"problem": "p", "answer": "1"},\n]', "row 1: is not JSON .*one object a line, without an array"),
-            (b'[{"problem": "p", "answer": "1"}]', "row 1: is not an object but list"),
+            (b'[{"problem": "p", "answer": "1"}]', "row 1: is a list; JSON lines hold one object a line"),
             ('{"problem": "p", "answer": "1"}'.encode("utf-16"), "row 1: is UTF-16, not UTF-8"),
         ],
     )
@@ -211,7 +231,7 @@ class TestFilters:
         [
             (b'{"id": "a"}', "row 1 holds no id"),
             (b'{"id": "a", "pass_rate": 7}', "pass_rate 7.0 is not in"),
-            (b"[1]", "row 1 holds no id"),
+            (b"[1]", "row 1 is a list"),
             (b'\n{"id": "caf\xe9", "pass_rate": 0.5}', "row 2 is not UTF-8"),
             (b'{"id": "a", "pass_rate": 1}\n{"id": "a", "pass_rate": 0}', "row 2: the id 'a' stands in an earlier row"),
         ],

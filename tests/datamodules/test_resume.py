@@ -1,5 +1,6 @@
 """Runs that stop and go on read exactly what an uninterrupted run reads, and ``batch_idx`` is the iteration."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,11 @@ def test_an_iteration_that_was_not_finished_is_done_again(tmp_path: Path) -> Non
     assert run(prompts(), tmp_path / "a.ckpt").seen == run(prompts()).seen[4:]
 
 
-def test_a_finished_run_stays_finished(tmp_path: Path) -> None:
+def test_a_finished_run_stays_finished_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(prompts(), callbacks=[SaveAt(tmp_path / "a.ckpt", 5)])
-    assert run(prompts(), tmp_path / "a.ckpt").seen == []
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        assert run(prompts(), tmp_path / "a.ckpt").seen == []
+    assert "all 6 iterations of this run are behind the checkpoint: nothing is left to train" in caplog.text
 
 
 @pytest.mark.parametrize("at", ["train_batch_end", "validation_end", "train_end"])

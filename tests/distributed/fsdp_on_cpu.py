@@ -2,7 +2,9 @@
 
 Of what then runs, one step is of GPUs: a full checkpoint is gathered on the device and copied to the host layer by
 layer. On a CPU nothing is copied, and torch frees or overwrites what it has just handed out: a crash for weights, and
-for optimiser states one running mean with the values of another. Nothing else differs from Lightning's strategy.
+for optimiser states one running mean with the values of another. With ``cpu_offload`` host memory is pinned and copies
+to it are waited for, which takes a GPU, and gradients in it are told by their device. Nothing else differs from
+Lightning's strategy.
 """
 
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from torch.distributed.fsdp import (
     FullyShardedDataParallel,
     StateDictType,
 )
+from torch.distributed.fsdp._flat_param import FlatParamHandle
 
 
 @contextmanager
@@ -28,7 +31,22 @@ def _gathered_in_place(module: torch.nn.Module, world_size: int, rank0_only: boo
         yield
 
 
+_prepare = FlatParamHandle.prepare_gradient_for_backward
+
+
+def _prepared_as_on_a_gpu(self: FlatParamHandle) -> None:
+    """FSDP adds nothing to a gradient in host memory: the next one is written over it."""
+    parameter = self.flat_param
+    if self._offload_params and parameter.grad is not None and parameter.grad.size() == parameter._local_shard.size():
+        parameter.grad = None
+    _prepare(self)
+
+
 class FSDPOnCPU(FSDPStrategy):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         fsdp._get_full_state_dict_context = _gathered_in_place
+        if settings.get("cpu_offload"):
+            torch.Tensor.pin_memory = lambda self, *_: self  # type: ignore[method-assign]
+            torch.cpu.Stream.synchronize = lambda self: None  # type: ignore[attr-defined]
+            FlatParamHandle.prepare_gradient_for_backward = _prepared_as_on_a_gpu  # type: ignore[method-assign]

@@ -57,6 +57,7 @@ class Recorder(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.seen["initial"] = whole_weights(pl_module.policy, everywhere=True)
+        self.seen["end_token_ids"] = pl_module.end_token_ids
         head = pl_module.policy.get_output_embeddings()
         self._hook = head.register_forward_hook(lambda module, given, made: self.seen["logits"].add(made.dtype))
 

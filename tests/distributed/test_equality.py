@@ -4,6 +4,8 @@ Sums run in another order on other numbers of ranks: metrics agree to 1e-4 (rela
 iterations of up to 1e-3 each. Runs on the same ranks agree bit for bit.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from app.policy.checkpoints import read_weights
-from app.policy.models import PolicySettings, load_policy
+from app.policy.models import PolicySettings, end_token_ids, load_policy, load_tokenizer
 from tests.distributed.agreement import (
     JOB,
     LORA,
@@ -28,12 +30,16 @@ from tests.distributed.launch import launch, result, untimed
 from tests.running import equal_weights, make_module, policy_settings
 
 pytestmark = pytest.mark.slow
+SEVERAL_ENDS = {"eos_token_id": [1, 7], "temperature": 0.6}
+"""Of the folder that one job starts from. transformers does not save it: there is no ``do_sample``."""
 
 
 @pytest.fixture(scope="module")
 def ranks(single: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the runs on two ranks and of one that goes on with theirs; a folder a strategy."""
     root = tmp_path_factory.mktemp("ranks")
+    shutil.copytree(single / "plain/hf", root / "start")
+    (root / "start/generation_config.json").write_text(json.dumps(SEVERAL_ENDS))
     launch([*ddp_jobs(root / "ddp"), *fsdp2_jobs(root / "fsdp2", single)], 2, root)
     saved = str(root / "fsdp2/sharded" / SAVED)
     launch([{**JOB, "strategy": "fsdp2", "folder": str(root / "fsdp2/one-rank"), "resume": saved}], 1, root)
@@ -63,7 +69,13 @@ def fsdp2_jobs(root: Path, single: Path) -> list[dict[str, Any]]:
         {**plain, **UNEVEN, "folder": str(root / "uneven")},
         {**plain, "folder": str(root / "tied-embeddings"), **TIED, "save_every": 4},
         {**whole, "folder": str(root / "tied-whole"), **TIED, "save_every": 4},
-        {**plain, "folder": str(root / "from-files"), "path": str(single / "plain/hf"), "iterations": 1},
+        {
+            **plain,
+            "folder": str(root / "from-files"),
+            "path": str(root.parent / "start"),
+            "iterations": 1,
+            "export": True,
+        },
         {**plain, "folder": str(root / "from-sharded"), "path": str(root / "sharded" / SAVED), "iterations": 1},
         {**plain, **LOW, "folder": str(root / "low"), "precision": "bf16-true"},
         {**plain, **LOW, "folder": str(root / "mixed"), "precision": "bf16-mixed"},
@@ -124,6 +136,14 @@ def test_files_and_checkpoints_are_read_shard_by_shard(single: Path, ranks: Path
     )
     trained = read_weights(str(ranks / "fsdp2" / "sharded/checkpoints/iteration-000002.ckpt"))
     assert equal_weights(trained, result(ranks / "fsdp2" / "from-sharded")["initial"])
+
+
+def test_all_end_tokens_of_a_folder_are_known_in_shards_and_exported(ranks: Path) -> None:
+    """Others would let a completion run on past its end: other rollouts and scores than of one process."""
+    start, exported = (PolicySettings(path=str(ranks / folder)) for folder in ("start", "fsdp2/from-files/hf"))
+    for settings in (start, exported):
+        assert end_token_ids(load_tokenizer(settings), load_policy(settings)) == (1, 7)
+    assert [result(ranks / "fsdp2/from-files", rank)["end_token_ids"] for rank in range(2)] == [(1, 7)] * 2
 
 
 @pytest.mark.parametrize("name", ["sharded", "whole"])

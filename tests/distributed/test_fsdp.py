@@ -22,7 +22,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora-whole": {**LORA, "sharded_checkpoint": False},
 }
 """Each is trained, saved and resumed: full weights and adapters, as folders of shards and as one file."""
-OTHER_WAYS = ("SHARD_GRAD_OP", "NO_SHARD")
+OTHER_WAYS: dict[str, dict[str, Any]] = {
+    "SHARD_GRAD_OP": {"sharding_strategy": "SHARD_GRAD_OP"},
+    "NO_SHARD": {"sharding_strategy": "NO_SHARD"},
+    "cpu_offload": {"cpu_offload": True},
+}
 SINGLE = {"sharded": "plain", "whole": "tied-embeddings", "lora": "lora", "lora-whole": "lora"}
 """The same training on one process."""
 
@@ -37,7 +41,7 @@ def ranks(single: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs.append({**plain, **changes, "folder": str(root / name), "save_every": 2, "export": True})
         saved = str(root / name / SAVED)
         jobs.append({**plain, **changes, "folder": str(root / f"{name}-resumed"), "resume": saved})
-    jobs += [{**plain, "folder": str(root / way), "strategy_options": {"sharding_strategy": way}} for way in OTHER_WAYS]
+    jobs += [{**plain, "folder": str(root / way), "strategy_options": options} for way, options in OTHER_WAYS.items()]
     jobs += [
         {**plain, "folder": str(root / "from-single"), "resume": str(single / "plain" / SAVED)},
         {**plain, "folder": str(root / "from-sharded"), "path": str(root / "sharded" / SAVED), "iterations": 1},

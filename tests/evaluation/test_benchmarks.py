@@ -19,10 +19,10 @@ def test_own_settings_replace_the_common_ones():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"samples": 0}, "benchmark.samples: must be at least 1, got 0"),
-        ({"samples": 4, "pass_k": (8,)}, "benchmark.pass_k: pass@8 needs k between 1 and .* 4"),
-        ({"pass_k": (0,)}, "benchmark.pass_k: pass@0"),
-        ({"samples": 2, "temperature": 0}, "benchmark.samples: 2 greedy samples are copies"),
+        ({"samples": 0}, "^samples: must be at least 1, got 0"),
+        ({"samples": 4, "pass_k": (8,)}, "^pass_k: pass@8 needs k between 1 and samples, 4"),
+        ({"pass_k": (0,)}, "^pass_k: pass@0"),
+        ({"samples": 2, "temperature": 0}, "^samples: 2 greedy samples are copies"),
         ({"temperature": -1}, "sampling.temperature"),
         ({"top_p": 1.5}, "sampling.top_p"),
         ({"max_new_tokens": 0}, "sampling.max_new_tokens"),
@@ -30,7 +30,7 @@ def test_own_settings_replace_the_common_ones():
 )
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ConfigurationError, match=message):
-        BenchmarkSettings(**settings)
+        BenchmarkSettings(**settings).sampling(SamplingSettings())
 
 
 def test_several_samples_of_a_common_greedy_setting_are_refused():

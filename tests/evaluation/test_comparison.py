@@ -139,3 +139,19 @@ def test_folders_that_are_no_results_are_refused(tmp_path, capsys):
     (whole / "samples" / "toy.jsonl").touch()
     with pytest.raises(ConfigurationError, match="empty"):
         compare(whole, whole)
+
+
+def test_one_benchmark_has_no_average(tmp_path):
+    folder = evaluate(tmp_path, greedy([True, False]))
+    assert "macro average" not in format_comparison(compare(folder, folder))
+
+
+def test_other_tolerances_are_noted(tmp_path, capsys):
+    one, other = (evaluate(tmp_path / name, greedy([True, False])) for name in "ab")
+    assert main([str(one), str(other)]) == 0
+    assert "note:" not in capsys.readouterr().out
+    results = read_results(other)
+    results["benchmarks"]["toy"]["data_hash"] = "that of other tolerances"
+    (other / "results.json").write_text(json.dumps(results))
+    assert main([str(one), str(other)]) == 0
+    assert "note: A and B had other tolerances, units or versions of this project for toy" in capsys.readouterr().out

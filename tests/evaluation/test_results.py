@@ -11,6 +11,7 @@ from app.errors import ConfigurationError
 from app.evaluation.grader_version import grader_version
 from app.evaluation.metrics import macro_average, summarise
 from app.evaluation.results import (
+    GRADED_BY,
     fingerprint,
     hash_model_folder,
     hash_problems,
@@ -18,6 +19,7 @@ from app.evaluation.results import (
     read_results,
     write_results,
 )
+from app.rewards import grading
 from tests.evaluation.rows import make_row, random_rows
 
 
@@ -90,6 +92,20 @@ def test_problem_hash_depends_on_every_text_and_not_on_order():
     assert len({whole, hash_problems(problems[:1]), *(hash_problems([each, problems[1]]) for each in others)}) == 6
     with pytest.raises(ConfigurationError, match="two problems have the id '1'"):
         hash_problems([Problem("1", "p", "a"), Problem("1", "q", "a")])
+
+
+def test_problem_hash_depends_on_tolerance_and_unit_where_there_are_any():
+    found = {
+        hash_problems([Problem("1", "p", "a", extra=extra)])
+        for extra in ({}, {"error": "1e-2"}, {"error": "1e-1"}, {"unit": "m"}, {"is_multiple_answer": True})
+    }
+    assert len(found) == 5
+    plain = hash_problems([Problem("1", "p", "a")])
+    assert hash_problems([Problem("1", "p", "a", extra={"level": 3, "error": None, "unit": ""})]) == plain
+
+
+def test_what_decides_a_verdict_besides_the_gold_is_what_the_grader_reads():
+    assert GRADED_BY == grading._EXTRA_KEYS
 
 
 def test_model_folder_hash_depends_on_weights_and_config_alone(tmp_path):

@@ -12,8 +12,19 @@ from app.algorithm.objective import policy_objective
 from app.errors import ConfigurationError, DivergenceError
 from app.policy.logprobs import token_log_probs
 from app.policy.optimizers import OptimizerSettings
+from app.rollout.engine import SamplingSettings
+from app.rollout.mismatch import CorrectionSettings
 from callbacks import IterationCheckpoint
-from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, reward, weights_of
+from tests.running import (
+    equal_weights,
+    fit,
+    make_data,
+    make_module,
+    make_rollouts,
+    policy_settings,
+    reward,
+    weights_of,
+)
 
 
 class Recorder(Callback):
@@ -79,6 +90,93 @@ def test_micro_batches_change_nothing_but_memory(tmp_path: Path, reduction: str)
     parts = run(tmp_path, objective, make_data(iterations=1), micro_batch_size=3, optimizer=sgd_like)
     assert parts.metrics[0]["grad_norm"] == pytest.approx(whole.metrics[0]["grad_norm"], rel=1e-5)
     assert parts.metrics[0]["kl"] == pytest.approx(whole.metrics[0]["kl"], abs=1e-7)
+
+
+def test_micro_batches_by_tokens_change_nothing_but_memory(tmp_path: Path) -> None:
+    """Here a plain gradient step, so that weights are as close as gradients."""
+    whole = run(tmp_path, None, make_data(iterations=1), micro_batch_size=64)
+    parts = run(tmp_path, None, make_data(iterations=1), micro_batch_tokens=60)
+    plan = parts.experiences[0].plan
+    widths = [int(parts.experiences[0].tokens.lengths[rows].max()) for rows in plan.micro_batches[0]]
+    sizes = [len(rows) for rows in plan.micro_batches[0]]
+    assert len(sizes) > 1
+    assert all(size * width <= 60 for size, width in zip(sizes, widths, strict=True))
+    assert parts.metrics[0]["grad_norm"] == pytest.approx(whole.metrics[0]["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ({"correction": CorrectionSettings(upper=1.02)}, "importance_weights"),
+        ({"truncated": "mask", "sampling": SamplingSettings(max_new_tokens=30)}, "loss_mask"),
+    ],
+)
+def test_corrections_and_masks_reach_the_update(tmp_path: Path, options: dict[str, Any], changed: str) -> None:
+    """The second iteration of a stale rollout against the functions of the algorithm over the whole batch."""
+    recorder, module = Recorder(), make_module({"lam": 0.9}, optimizer=OptimizerSettings(lr=1e-2))
+    rollouts = make_rollouts(every_n_iterations=2, **options)
+    fit(tmp_path, module, make_data(iterations=2), [rollouts, recorder])
+    experience = recorder.experiences[1]
+    module.policy.load_state_dict(recorder.weights[1])
+    log_probs = token_log_probs(module.policy, experience.tokens).log_probs
+    weights, advantages = experience.importance_weights, group_advantages(experience.rewards).flatten()
+
+    def norm_of(mask: torch.Tensor, importance: torch.Tensor | None) -> float:
+        loss, _ = policy_objective(
+            log_probs, log_probs.detach(), None, advantages, mask, module.objective, importance_weights=importance
+        )
+        gradients = torch.autograd.grad(loss, list(module.policy.parameters()), retain_graph=True)
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    expected = norm_of(experience.loss_mask, weights)
+    assert recorder.metrics[1]["grad_norm"] == pytest.approx(expected, rel=1e-5)
+    other = experience.loss_mask if changed == "importance_weights" else experience.tokens.completion_mask
+    assert norm_of(other, None) != pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("mini_batches", [1, 2])
+def test_low_precision_leaves_no_ratio_before_the_first_update(tmp_path: Path, mini_batches: int) -> None:
+    """In bfloat16 log-probs depend on the rows beside: π_old is evaluated in the batches that are trained on."""
+    frozen = OptimizerSettings(lr=1e-30)
+    recorder, module = Recorder(), make_module(mini_batches=mini_batches, micro_batch_size=3, optimizer=frozen)
+    rollouts = make_rollouts(rewards=[reward("half_tied")], sampling=SamplingSettings(max_new_tokens=30))
+    fit(tmp_path, module, make_data(iterations=1), [rollouts, recorder], precision="bf16-mixed")
+    assert 0 < recorder.metrics[0]["frac_reward_zero_std"] < 1
+    assert recorder.metrics[0]["updates/row_share"] == pytest.approx(1 - recorder.metrics[0]["frac_reward_zero_std"])
+    updated = ~module.last_log_ratio.isnan().any(1)
+    assert 0 < updated.sum() < len(updated)
+    assert recorder.metrics[0]["ratio_max"] == 1
+    assert module.last_log_ratio[updated].abs().max() == 0
+
+
+def test_the_first_step_is_taken_at_ratio_1_whatever_two_evaluations_differ_by(tmp_path: Path) -> None:
+    class Noise(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            pl_module.experience.old_log_probs.add_(0.01)
+
+    recorder, plain = Recorder(), run(tmp_path, None, make_data(iterations=1))
+    fit(tmp_path, make_module(), make_data(iterations=1), [make_rollouts(), Noise(), recorder])
+    assert recorder.metrics[0]["ratio_max"] == 1
+    assert recorder.metrics[0]["grad_norm"] == plain.metrics[0]["grad_norm"]
+
+
+def test_a_policys_own_dropout_is_off(tmp_path: Path) -> None:
+    policy = policy_settings(attention_dropout=0.5)
+    plain, dropping = (
+        run(tmp_path, None, make_data(iterations=2), updates_per_rollout=2, **more) for more in ({}, {"policy": policy})
+    )
+    assert equal_weights(plain.weights[-1], dropping.weights[-1])
+
+
+def test_rows_without_a_token_in_the_loss_take_no_part(tmp_path: Path) -> None:
+    sampling = SamplingSettings(max_new_tokens=2)  # which cuts every completion
+    for beta in (0.0, 0.1):
+        recorder, module = Recorder(), make_module({"beta": beta})
+        fit(tmp_path, module, make_data(), [make_rollouts(truncated="mask", sampling=sampling), recorder])
+        assert recorder.metrics[-1]["completions/clipped_ratio"] == 1
+        assert recorder.metrics[-1]["updates/skipped"] == 1
+        assert recorder.metrics[-1]["updates/row_share"] == 0
+        assert equal_weights(recorder.weights[0], weights_of(module))
 
 
 def test_rows_without_advantage_are_left_out_exactly(tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """What the module makes of the trainer's strategy and precision."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -96,3 +99,25 @@ def test_strategies_that_are_not_offered_are_refused(strategy: type[Strategy], m
 def test_strategies_are_known_by_their_class() -> None:
     strategies = (SingleDeviceStrategy(), DDPStrategy(), FSDPStrategy(), ModelParallelStrategy())
     assert [_kind(strategy) for strategy in strategies] == ["single", "ddp", "fsdp", "fsdp2"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "waits"),
+    [(FSDPStrategy(cpu_offload=True), True), (FSDPStrategy(), False), (ModelParallelStrategy(), False)],
+)
+def test_gradients_in_host_memory_are_exchanged_once_a_step(strategy: Strategy, waits: bool) -> None:
+    """FSDP overwrites there what an earlier micro-batch exchanged (FullyShardedDataParallel's own documentation)."""
+    order: list[str] = []
+
+    @contextlib.contextmanager
+    def no_sync() -> Iterator[None]:
+        order.append("no_sync")
+        yield
+
+    module = make_module()
+    module.policy = SimpleNamespace(no_sync=no_sync)
+    module._trainer = SimpleNamespace(strategy=strategy)
+    module.manual_backward = lambda loss: order.append("backward")
+    for last in (False, False, True):
+        module.accumulate(torch.zeros(()), last)
+    assert order == (["no_sync", "backward", "no_sync", "backward", "backward"] if waits else ["backward"] * 3)

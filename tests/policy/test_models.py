@@ -359,32 +359,6 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(folder, copied)
         load_tokenizer(PolicySettings(path=str(copied)))
 
 
-def test_a_subword_tokenizer_is_learned_the_same_each_time(corpus):
-    settings = PolicySettings(config={"model_type": "qwen2"}, tokenizer=NewTokenizerSettings(str(corpus), "bpe", 300))
-    one, same = load_tokenizer(settings), load_tokenizer(settings)
-    assert one.get_vocab() == same.get_vocab()
-    assert 260 < len(one) <= 300
-    for text in ("What is 3 + 4? \\boxed{7}", "ünïcode  \n\t x²", " leading space"):
-        assert one.decode(one.encode(text)) == text
-    assert len(one.encode("1234")) == 4
-    assert len(one.encode("What is")) < 7
-    assert one.eos_token_id in one.encode("<|im_end|>")
-    chat = one.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=True, tokenize=False)
-    assert chat == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
-    assert {one.pad_token, one.padding_side} == {"<|endoftext|>", "left"}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("{}\n{bad\n", "line 2 is not JSON"), ('{"text": "a"}\n\n[1]\n', "no row of"), ("", "no row of")],
-)
-def test_a_corpus_that_teaches_nothing_is_refused(corpus, content, message):
-    corpus.write_text(content)
-    settings = PolicySettings(config={"model_type": "qwen2"}, tokenizer=NewTokenizerSettings(str(corpus), "bpe"))
-    with pytest.raises(ConfigurationError, match=message):
-        load_tokenizer(settings)
-
-
 @pytest.mark.parametrize("kind", ["qwen2", "llama"])
 def test_a_saved_tokenizer_is_read_back_as_it_was(tmp_path: Path, kind: str) -> None:
     """AutoTokenizer would give a Qwen2 model its own pipeline, and the words of this vocabulary would be gone."""

@@ -42,7 +42,7 @@ def test_a_selection_is_the_batch_of_those_rows_alone(rows, data):
     part = build([p for p, _ in rows], [c for _, c in rows], PAD).select(chosen)
     alone = build([rows[i][0] for i in chosen], [rows[i][1] for i in chosen], PAD)
     assert part.prompt_length == alone.prompt_length
-    for name in ("input_ids", "attention_mask", "position_ids", "completion_ids", "completion_mask"):
+    for name in ("input_ids", "attention_mask", "position_ids", "completion_ids", "completion_mask", "lengths"):
         assert torch.equal(getattr(part, name), getattr(alone, name)), name
 
 
@@ -60,6 +60,21 @@ def test_moves_keep_everything():
     assert {moved.input_ids.device.type, moved.completion_mask.device.type} == {"meta"}
     assert moved.prompt_length == 2
     assert len(moved) == 2
+
+
+def test_widths_and_order_are_known_without_reading_a_device():
+    """The meta device stands for a GPU: to read a value there is an error, as on a GPU it is to wait for its queue."""
+    batch = build([[5], [6, 7, 8], [9, 9]], [[1, 2], [3], []], PAD)
+    far = batch.to("meta")
+    for rows in ([2], [0, 2], torch.tensor([1, 0])):
+        near, part = batch.select(rows), far.select(rows)
+        assert part.input_ids.is_meta
+        assert part.prompt_length == near.prompt_length
+        for name in ("input_ids", "attention_mask", "position_ids", "completion_ids", "completion_mask"):
+            assert getattr(part, name).shape == getattr(near, name).shape, name
+        assert part.select([0]).lengths.tolist() == near.lengths[:1].tolist()
+    for split in (split_by_rows, split_by_tokens):
+        assert [part.tolist() for part in split(far, 2)] == [part.tolist() for part in split(batch, 2)]
 
 
 @pytest.mark.parametrize(

@@ -302,3 +302,14 @@ def test_the_trainers_process_imports_no_symbolic_library() -> None:
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
         Grader(**settings)  # type: ignore[arg-type]
+
+
+def test_a_signal_to_the_whole_job_leaves_workers_to_their_parent() -> None:
+    """Schedulers send it to every process: a worker that it ended would cost a right answer its verdict."""
+    with Grader(workers=1) as grader:
+        grader.grade([("x", box("y"))])
+        workers = workers_of(grader)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            os.kill(workers[0], number)
+        assert grader.grade([("x^2", box(r"x \cdot x"))])[0].correct
+        assert workers_of(grader) == workers

@@ -2,9 +2,15 @@
 
 import copy
 import math
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from app.errors import ConfigurationError
@@ -231,6 +237,82 @@ def test_chat_template(policy: PreTrainedModel) -> None:
     others = build(templated, tokens.completion_ids.tolist(), 2)
     reported = _reported(policy, others, SamplingSettings())
     assert _cause(policy, tokens, reported, other_prompts=others) == "chat template"
+
+
+def _long(policy: PreTrainedModel, rows: int = 10, tokens: int = 200) -> TokenBatch:
+    generator = torch.Generator().manual_seed(0)
+    completions = torch.randint(3, 72, (rows, tokens), generator=generator).tolist()
+    return build([[5, 6, 7]] * rows, [ids[: tokens - 7 * row] for row, ids in enumerate(completions)], 2)
+
+
+def test_a_cause_that_acts_late_is_found(policy: PreTrainedModel) -> None:
+    tokens = _long(policy)
+    reported = _reported(policy, tokens, SamplingSettings())
+    other = _reported(policy, tokens, SamplingSettings(temperature=0.6))
+    reported[:, 120:] = other[:, 120:]
+    assert _cause(policy, tokens, reported) == "temperature"
+    with torch.no_grad():
+        own = token_log_probs(policy, tokens).log_probs
+    reported[:8] = own[:8]
+    assert check_first_rollout(policy, tokens, reported, own, SamplingSettings(), RolloutRanks()) == 0
+
+
+class Live(TorchDispatchMode):
+    """The most bytes that tensors as wide as the vocabulary held at once."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__()
+        self.vocab, self.peak = vocab, 0
+        self._made: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        self._made += [weakref.ref(each) for each in tree_leaves(made) if isinstance(each, torch.Tensor)]
+        alive = [each for ref in self._made if (each := ref()) is not None]
+        self._made = [weakref.ref(each) for each in alive]
+        wide = [each.untyped_storage() for each in alive if each.dim() > 2 and each.shape[-1] == self.vocab]
+        self.peak = max(self.peak, sum({each.data_ptr(): each.nbytes() for each in wide}.values()))
+        return made
+
+
+def test_the_diagnosis_holds_whole_distributions_of_a_few_tokens_alone(policy: PreTrainedModel) -> None:
+    """On all of the rows compared, it would run out of memory instead of naming the cause."""
+    tokens = _long(policy)
+    reported = _reported(policy, tokens, SamplingSettings(temperature=0.6))
+    with torch.no_grad():
+        own = token_log_probs(policy, tokens).log_probs
+    with Live(72) as live, pytest.raises(MismatchError):
+        check_first_rollout(
+            policy, tokens, reported, own, SamplingSettings(), RolloutRanks(), old_policy=policy, other_prompts=tokens
+        )
+    assert 0 < live.peak <= 40 * 2 * 64 * 72
+
+
+def test_the_rank_that_differs_most_names_the_cause_on_all(policy: PreTrainedModel) -> None:
+    """Ranks call collectives equally often, also one whose own rows agree."""
+    tokens, meeting, posted = _long(policy), threading.Barrier(2, timeout=60), [[], []]
+    own = _reported(policy, tokens, SamplingSettings())
+    hotter = _reported(policy, tokens, SamplingSettings(temperature=1.6))
+
+    class Rank(RolloutRanks):
+        def gathered(self, values: list[Any]) -> tuple[list[Any], slice]:
+            posted[self.rank] = values
+            meeting.wait()
+            both = [*posted[0], *posted[1]]
+            meeting.wait()
+            return both, slice(self.rank, self.rank + 1)
+
+    def check(rank: int) -> str:
+        here = Rank()
+        here.rank, here.size = rank, 2
+        with pytest.raises(MismatchError) as raised:
+            check_first_rollout(policy, tokens, hotter if rank else own, own, SamplingSettings(), here)
+        return str(raised.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        messages = list(pool.map(check, range(2)))
+    assert messages[0] == messages[1]
+    assert "Likely cause: temperature" in messages[0]
 
 
 def test_what_nothing_explains_is_called_unknown(policy: PreTrainedModel) -> None:

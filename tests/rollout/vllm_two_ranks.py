@@ -1,6 +1,7 @@
 """Run by test_vllm_ranks.py on each of two ranks: a sharded policy; a sharded separate engine, then colocated ones."""
 
 import copy
+import os
 
 import torch
 from torch.distributed.fsdp import fully_shard
@@ -41,6 +42,7 @@ def main() -> None:
     """Prints one line a placement once its rollouts are right on this rank."""
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
+    del os.environ["RANK"], os.environ["LOCAL_RANK"]  # as after Lightning's own launch, or SLURM's
     module = owner()
     mesh = torch.distributed.init_device_mesh("cpu", (2,))
     for layer in module.policy.model.layers:
