@@ -22,6 +22,7 @@ from app.evaluation.generation import grade_anew, sample_problems
 from app.evaluation.golds import report_golds
 from app.evaluation.grader_version import grader_version
 from app.evaluation.lock import FolderLock
+from app.evaluation.numerics import engine_settings, inner_engine, numerics
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
 from app.evaluation.samples import SampleLog, check_name, merge_samples, regrade_samples
 from app.policy.sharding import whole_parameters
@@ -288,7 +289,8 @@ class BenchmarkEvaluation(Callback):
         """
         if trainer.state.fn != "validate":  # the folder was emptied
             return [fingerprint([_iterations_done(trainer), name]) for name in names]
-        common = [self._model_hash, _engine_name(self._active), self.seed, module.end_token_ids]
+        arithmetic = numerics(module.sharding.precision, module, self._active)
+        common = [self._model_hash, _engine_name(self._active), arithmetic, self.seed, module.end_token_ids]
         found = []
         for name, loader in zip(names, trainer.val_dataloaders, strict=True):
             settings = self._settings(name)
@@ -347,6 +349,8 @@ class BenchmarkEvaluation(Callback):
             "prompts": {name: asdict(data.benchmarks[name].prompt or data.prompt) for name in self._logs},
             "grader_timeout_s": self.grader_timeout_s,
             "seed": self.seed,
+            "engine_settings": engine_settings(self._active),
+            "numerics": numerics(module.sharding.precision, module, self._active),
         }
 
 
@@ -371,7 +375,7 @@ def _run_validation(trainer: Trainer) -> None:
 
 
 def _engine_name(engine: RolloutEngine) -> str:
-    return type(engine.engine if isinstance(engine, GuardedEngine) else engine).__name__
+    return type(inner_engine(engine)).__name__
 
 
 def _hash_weights(module: "PolicyModule") -> str:

@@ -265,8 +265,8 @@ def _read(path: Path, settings_hash: str | None = None) -> list[Sample]:
             raise ConfigurationError(f"{path}, row {number}: not a sample ({error!r}); delete it") from error
         if settings_hash is not None and cells.get("settings") != settings_hash:
             raise ConfigurationError(
-                f"{path}, row {number}: made with other settings than those now given; "
-                "choose another output folder or delete this one"
+                f"{path}, row {number}: made with other settings, another precision or other versions than those now "
+                "given; choose another output folder or delete this one"
             )
         rows.append(row)
     return rows

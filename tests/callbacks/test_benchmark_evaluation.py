@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from lightning import Callback
 from app.data.prompts import PromptSettings
 from app.data.sources import JsonLinesSource
 from app.errors import ConfigurationError
-from app.evaluation import benchmarks
+from app.evaluation import benchmarks, numerics
 from app.evaluation.lock import FolderLock
-from app.evaluation.results import read_results
+from app.evaluation.results import read_results, versions
 from app.evaluation.samples import read_samples
 from app.rollout.engine import Completion, GenerationRequest, SamplingSettings
 from app.rollout.transformers_engine import TransformersEngine
@@ -31,6 +32,7 @@ from tests.running import (
     make_module,
     make_rollouts,
     make_trainer,
+    policy_settings,
     weights_of,
 )
 
@@ -142,14 +144,21 @@ def problems_file(folder: Path, answers: Sequence[str] = ("1", "2", "3", "4", "5
 
 
 def validate(
-    folder: Path, answers: Sequence[str] = ("1", "2", "3", "4", "5"), prompt: str = "raw", **changes: Any
+    folder: Path,
+    answers: Sequence[str] = ("1", "2", "3", "4", "5"),
+    prompt: str = "raw",
+    precision: str = "32-true",
+    attention: str | None = None,
+    **changes: Any,
 ) -> CountingEngine:
     """Evaluates into ``folder/out``; returns the engine."""
     source = JsonLinesSource(str(problems_file(folder, answers)))
     engine = CountingEngine()
     settings = {"engine": engine, "folder": str(folder / "out")} | changes
     data = make_data(benchmarks={"sums": BenchmarkSettings(source)}, prompt=PromptSettings(prompt))
-    make_trainer(folder, [evaluation(**settings)]).validate(make_module(), datamodule=data, verbose=False)
+    module = make_module(policy=replace(policy_settings(), attn_implementation=attention))
+    trainer = make_trainer(folder, [evaluation(**settings)], precision=precision)
+    trainer.validate(module, datamodule=data, verbose=False)
     return engine
 
 
@@ -183,12 +192,42 @@ def test_a_finished_evaluation_is_not_repeated(tmp_path: Path) -> None:
         {"seed": 5},
         {"sampling": SamplingSettings(temperature=0.5, max_new_tokens=6)},
         {"engine": None},
+        {"precision": "bf16-mixed"},
+        {"attention": "eager"},
     ],
 )
 def test_samples_made_with_anything_else_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
     validate(tmp_path)
     with pytest.raises(ConfigurationError, match="made with other settings"):
         validate(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(("interrupted", "package"), [(True, "transformers"), (False, "torch")])
+def test_samples_of_another_version_of_the_engine_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool, package: str
+) -> None:
+    validate(tmp_path)
+    if interrupted:
+        merged = tmp_path / "out" / "samples" / "sums.jsonl"
+        merged.with_name("sums.rank0.jsonl").write_text("".join(merged.read_text().splitlines(keepends=True)[:2]))
+        merged.unlink()
+    monkeypatch.setattr(numerics, "versions", lambda: versions() | {package: "0.1"})
+    with pytest.raises(ConfigurationError, match=r"made with .*other versions than those now given; choose another"):
+        validate(tmp_path)
+
+
+def test_the_results_name_the_arithmetic(tmp_path: Path) -> None:
+    validate(tmp_path, precision="bf16-mixed", attention="eager")
+    settings = read_results(tmp_path / "out")["settings"]
+    installed = {package: metadata.version(package) for package in ("torch", "transformers")}
+    assert settings["numerics"] == {
+        "precision": "bf16-mixed",
+        "compute_dtype": "bfloat16",
+        "attn_implementation": "eager",
+        "device": "cpu",
+        "engine": {"versions": installed},
+    }
+    assert settings["engine_settings"] == {}
 
 
 def test_a_folder_that_cannot_be_written_into_is_refused(tmp_path: Path) -> None:

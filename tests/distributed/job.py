@@ -20,7 +20,7 @@ from app.policy.optimizers import OptimizerSettings
 from app.policy.sharding import whole_weights
 from app.rewards.functions import ImportedReward, RewardSample
 from app.rollout.engine import SamplingSettings
-from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint
+from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint, TraceLogging
 from tests.distributed.fsdp_on_cpu import FSDPOnCPU
 from tests.running import (
     always_one,
@@ -92,7 +92,9 @@ def make(job: dict[str, Any]) -> tuple[Any, Any, list[Callback]]:
     benchmarks = {"benchmarks": make_benchmarks(5), "benchmark_batch_size": 2} if job.get("evaluate") else {}
     sampling = SamplingSettings(max_new_tokens=job.get("max_new_tokens", 10))
     score = ImportedReward(path=job.get("reward", "tests.running:digit_share"))
-    callbacks: list[Callback] = [make_rollouts(rewards=[score], sampling=sampling)]
+    callbacks: list[Callback] = [make_rollouts(rewards=[score], sampling=sampling, **job.get("rollouts", {}))]
+    if job.get("traces"):
+        callbacks.append(TraceLogging())
     if benchmarks:
         callbacks.append(BenchmarkEvaluation(SamplingSettings(temperature=0.0, max_new_tokens=6), grader_workers=1))
     if "save_every" in job:

