@@ -1,10 +1,8 @@
-import json
 from importlib.metadata import version
 from platform import python_version
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from app.data.problems import Problem
 from app.errors import ConfigurationError
@@ -12,7 +10,6 @@ from app.evaluation.grader_version import grader_version
 from app.evaluation.metrics import macro_average, summarise
 from app.evaluation.results import (
     fingerprint,
-    hash_model_folder,
     hash_problems,
     hash_state_dict,
     read_results,
@@ -90,25 +87,6 @@ def test_problem_hash_depends_on_every_text_and_not_on_order():
     assert len({whole, hash_problems(problems[:1]), *(hash_problems([each, problems[1]]) for each in others)}) == 6
     with pytest.raises(ConfigurationError, match="two problems have the id '1'"):
         hash_problems([Problem("1", "p", "a"), Problem("1", "q", "a")])
-
-
-def test_model_folder_hash_depends_on_weights_and_config_alone(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"no \*\.safetensors"):
-        hash_model_folder(tmp_path)
-    save_file({"w": torch.zeros(3)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 3}))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    hashes = [hash_model_folder(tmp_path)]
-    (tmp_path / "README.md").write_text("note")
-    (tmp_path / "results.json").write_text("{}")
-    assert hash_model_folder(tmp_path) == hashes[0]
-    save_file({"w": torch.ones(3)}, tmp_path / "model.safetensors")
-    hashes.append(hash_model_folder(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    hashes.append(hash_model_folder(tmp_path))
-    (tmp_path / "tokenizer.json").write_text("[]")
-    hashes.append(hash_model_folder(tmp_path))
-    assert len(set(hashes)) == 4
 
 
 def test_state_dict_hash_depends_on_names_types_shapes_and_values():
