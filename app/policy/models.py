@@ -4,7 +4,6 @@ Three checks of growing cost: the dataclasses check themselves; :func:`check_pat
 nothing; :func:`check` imports transformers. Nothing here ever runs code that comes with a model.
 """
 
-import copy
 import os
 import tempfile
 from pathlib import Path
@@ -155,16 +154,6 @@ def empty_policy(settings: PolicySettings) -> "PreTrainedModel":
     return _with_generation_config(_from_config(settings, config, "meta"), settings)
 
 
-def load_reference(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
-    """The policy as :func:`load_policy` gives it with the same arguments, frozen."""
-    return _freeze(load_policy(settings, seed))
-
-
-def frozen_copy(model: "PreTrainedModel") -> "PreTrainedModel":
-    """An independent copy in eval mode whose parameters take no gradient."""
-    return _freeze(copy.deepcopy(model))
-
-
 def end_token_ids(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None) -> tuple[int, ...]:
     """Ids that end a completion, ascending: the tokenizer's end token and those of the model's generation
     configuration, of which some families have several.
@@ -222,10 +211,6 @@ def _save_model(model: "PreTrainedModel", folder: Path, weights: dict[str, torch
     finally:
         model.generation_config = generation
     generation.to_json_file(folder / GENERATION_CONFIG_NAME)
-
-
-def _freeze(model: "PreTrainedModel") -> "PreTrainedModel":
-    return model.requires_grad_(False).eval()
 
 
 def _pretrained(settings: PolicySettings) -> "PreTrainedModel":

@@ -115,15 +115,6 @@ def positions(attention_mask: Tensor) -> Tensor:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
-def completion_mask(completion_ids: Tensor, end_token_ids: Sequence[int]) -> Tensor:
-    """[B, T] bool: true up to and including the first end token; the whole row where there is none.
-
-    Pad ids play no part: a model can sample the pad token.
-    """
-    ends = torch.isin(completion_ids, torch.tensor(list(end_token_ids), device=completion_ids.device))
-    return ends.cumsum(1) - ends.long() == 0
-
-
 def split_by_rows(batch: TokenBatch, rows: int) -> list[Tensor]:
     """Row indices in parts of at most ``rows``, longest rows first: alike lengths share little padding."""
     return list(_by_falling_length(batch).split(rows))

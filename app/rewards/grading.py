@@ -100,10 +100,6 @@ class Grader:
         tasks = [_Task(gold, None, _relevant(extra)) for gold, extra in rows]
         return [i for i, judged in enumerate(self._judge(tasks)) if judged in ("unparseable_gold", "limit")]
 
-    def check_gold(self, gold: str, extra: Mapping[str, Any] | None = None) -> bool:
-        """Whether a gold answer can be read."""
-        return not self.unparseable_golds([(gold, extra or {})])
-
     @property
     def restarts(self) -> int:
         """How many worker processes were killed or lost."""

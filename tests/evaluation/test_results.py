@@ -1,10 +1,8 @@
-import json
 from importlib.metadata import version
 from platform import python_version
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from app.data.problems import Problem
 from app.errors import ConfigurationError
@@ -13,7 +11,6 @@ from app.evaluation.metrics import macro_average, summarise
 from app.evaluation.results import (
     GRADED_BY,
     fingerprint,
-    hash_model_folder,
     hash_problems,
     hash_state_dict,
     read_results,
@@ -106,25 +103,6 @@ def test_problem_hash_depends_on_tolerance_and_unit_where_there_are_any():
 
 def test_what_decides_a_verdict_besides_the_gold_is_what_the_grader_reads():
     assert GRADED_BY == grading._EXTRA_KEYS
-
-
-def test_model_folder_hash_depends_on_weights_and_config_alone(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"no \*\.safetensors"):
-        hash_model_folder(tmp_path)
-    save_file({"w": torch.zeros(3)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 3}))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    hashes = [hash_model_folder(tmp_path)]
-    (tmp_path / "README.md").write_text("note")
-    (tmp_path / "results.json").write_text("{}")
-    assert hash_model_folder(tmp_path) == hashes[0]
-    save_file({"w": torch.ones(3)}, tmp_path / "model.safetensors")
-    hashes.append(hash_model_folder(tmp_path))
-    (tmp_path / "config.json").write_text("{}")
-    hashes.append(hash_model_folder(tmp_path))
-    (tmp_path / "tokenizer.json").write_text("[]")
-    hashes.append(hash_model_folder(tmp_path))
-    assert len(set(hashes)) == 4
 
 
 def test_state_dict_hash_depends_on_names_types_shapes_and_values():

@@ -10,7 +10,8 @@ import torch.distributed.checkpoint as dcp
 
 from app.errors import ConfigurationError
 from app.policy.lora import LoraSettings, is_adapter
-from app.policy.models import PolicySettings, check_path, load_policy, load_reference, load_tokenizer, save_policy
+from app.policy.models import PolicySettings, check_path, load_policy, load_tokenizer, save_policy
+from app.policy.sharding import Sharding
 from tests.running import equal_weights, policy_settings
 
 
@@ -32,7 +33,9 @@ def weights_of(path: Path, **changes: Any) -> dict[str, torch.Tensor]:
 def test_a_checkpoint_gives_the_trained_weights_and_the_runs_tokenizer(checkpoint: Any) -> None:
     path, settings, weights = checkpoint
     assert equal_weights(weights_of(path), weights)
-    assert equal_weights(load_reference(PolicySettings(path=str(path))).state_dict(), weights)
+    reference = Sharding().load_reference(PolicySettings(path=str(path)), seed=0, offload=False)
+    assert equal_weights(reference.state_dict(), weights)
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
     own, trained = load_tokenizer(PolicySettings(path=str(path))), load_tokenizer(settings)
     assert own.get_vocab() == trained.get_vocab()
 

@@ -18,9 +18,7 @@ from app.policy.models import (
     check,
     check_path,
     end_token_ids,
-    frozen_copy,
     load_policy,
-    load_reference,
     load_tokenizer,
     save_policy,
 )
@@ -317,20 +315,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused(folder, corpus):
     tokenizer = NewTokenizerSettings(str(corpus), "bpe", 300)
     with pytest.raises(ConfigurationError, match="the model knows 72 tokens, its tokenizer has"):
         load_policy(PolicySettings(path=str(folder), tokenizer=tokenizer))
-
-
-def test_references_are_frozen_and_independent():
-    settings = replace(new_settings(), gradient_checkpointing=True)
-    policy = load_policy(settings, 5)
-    for reference in (load_reference(settings, 5), frozen_copy(policy)):
-        assert not reference.training
-        assert not any(parameter.requires_grad for parameter in reference.parameters())
-        with torch.no_grad():
-            policy.train().lm_head.weight.add_(1.0)
-        assert not torch.equal(reference.lm_head.weight, policy.lm_head.weight)
-        with torch.no_grad():
-            policy.lm_head.weight.sub_(1.0)
-    assert all(parameter.requires_grad for parameter in policy.parameters())
 
 
 # ── tokenizers ──

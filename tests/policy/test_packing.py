@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.policy.packing import build, completion_mask, pad_left, split_by_rows, split_by_tokens
+from app.policy.packing import build, pad_left, split_by_rows, split_by_tokens
 
 PAD = 0
 ROWS = st.lists(
@@ -83,16 +83,6 @@ def test_widths_and_order_are_known_without_reading_a_device():
 def test_what_makes_no_batch_is_refused(prompts, completions):
     with pytest.raises(ValueError, match=r"make no batch|prompt 1 is empty"):
         build(prompts, completions, PAD)
-
-
-@settings(derandomize=True, max_examples=80, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 5), min_size=4, max_size=4), min_size=1, max_size=5))
-def test_mask_ends_with_the_first_end_token_whatever_the_pad_id(rows):
-    ends = (2, 4)
-    mask = completion_mask(torch.tensor(rows), ends)
-    for row, row_mask in zip(rows, mask.tolist(), strict=True):
-        first = next((i for i, token in enumerate(row) if token in ends), len(row))
-        assert row_mask == [i <= first for i in range(len(row))]
 
 
 @settings(derandomize=True, max_examples=60, deadline=None)
