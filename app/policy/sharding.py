@@ -71,11 +71,7 @@ class Sharding:
         return self.kind in ("fsdp", "fsdp2")
 
     def check_backend(self) -> None:
-        """Refuses to offload where ranks cannot exchange what lies in host memory, before anything is loaded.
-
-        Norms of gradients and gathered weights are then sums and copies of tensors in host memory, of which nccl knows
-        nothing.
-        """
+        """Refuses to offload where ranks cannot exchange what lies in host memory: norms of gradients, whole weights."""
         if self.offload and "cpu:" not in torch.distributed.get_backend_config():
             raise ConfigurationError(
                 "tensors in host memory need a backend of their own beside nccl: set "

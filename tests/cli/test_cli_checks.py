@@ -6,6 +6,7 @@ import pytest
 
 from app.cli_checks import check_parts
 from app.rollout.mismatch import CorrectionSettings
+from app.rollout.vllm_engine import VLLMEngine
 from callbacks import BenchmarkEvaluation
 from tests.running import make_benchmarks, make_data, make_module, make_rollouts
 
@@ -27,7 +28,12 @@ def test_benchmarks_that_are_evaluated_or_only_kept_out_of_training_are_not(
         check_parts("fit", make_module(), data, make_rollouts(), evaluation)
 
 
-@pytest.mark.parametrize("stale", [{"every_n_iterations": 4}, {"generate_ahead": True, "every_n_iterations": 3}])
+SEPARATE = VLLMEngine(placement="separate")
+
+
+@pytest.mark.parametrize(
+    "stale", [{"every_n_iterations": 4}, {"generate_ahead": True, "every_n_iterations": 3, "engine": SEPARATE}]
+)
 def test_samples_that_nothing_corrects_for_their_age_are_warned_of(stale: dict) -> None:
     with pytest.warns(UserWarning, match="samples are up to 3 iterations older.*rollouts.correction"):
         check_parts("fit", make_module(), make_data(), make_rollouts(**stale), None)
