@@ -227,6 +227,7 @@ class GRPOLambdaModule(PolicyModule):
     ) -> torch.Tensor:
         """The loss over one micro-batch."""
         log_probs = self._log_probs(experience, rows)
+        rows = rows.to(self.device, non_blocking=True)
 
         def of_rows(values: torch.Tensor | None) -> torch.Tensor | None:
             return None if values is None else values[rows, : log_probs.shape[1]]

@@ -71,7 +71,7 @@ class Sharding:
         return self.kind in ("fsdp", "fsdp2")
 
     def check_backend(self) -> None:
-        """Refuses to offload where ranks cannot exchange what lies in host memory: norms of gradients, whole weights."""
+        """Refuses to offload where ranks cannot exchange what lies in host memory: sums of norms, whole weights."""
         if self.offload and "cpu:" not in torch.distributed.get_backend_config():
             raise ConfigurationError(
                 "tensors in host memory need a backend of their own beside nccl: set "
