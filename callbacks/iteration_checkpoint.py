@@ -58,15 +58,16 @@ class IterationCheckpoint(Checkpoint):
     ) -> None:
         done, self._steps = batch_idx + 1, trainer.global_step
         self._logged = trainer.fit_loop.epoch_loop._batches_that_stepped
-        if done % self.every_n_iterations == 0 or done == trainer.num_training_batches:
+        last = done == trainer.num_training_batches or trainer.should_stop  # such as by trainer.max_time
+        if done % self.every_n_iterations == 0 or last:
             self._save_iteration(trainer, done)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves, unless the update was half done, nothing is new, or other ranks may wait elsewhere."""
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        saved = any(f"iteration-{done:06d}" in path for path in self._saved)
         common = DivergenceError | EngineFailure | StopRequested  # of all ranks
         together = trainer.world_size == 1 or isinstance(exception, common)
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        saved = any(f"iteration-{done:06d}" in path for path in self._saved)
         if together and self._steps == trainer.global_step and done and not saved:
             self._rewind(trainer)
             self._save_iteration(trainer, done)
@@ -75,8 +76,9 @@ class IterationCheckpoint(Checkpoint):
 
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint; None before there is one."""
-        return Path(self._saved[-1]).parent / "last.ckpt" if self._saved else None
+        """The newest checkpoint that was written to its end; None before there is one."""
+        links = (Path(saved).parent / "last.ckpt" for saved in reversed(self._saved))
+        return next((link for link in links if link.exists()), None)
 
     def _rewind(self, trainer: Trainer) -> None:
         """Sets Lightning's counters back to the end of the last iteration, where other checkpoints are saved: with what
@@ -131,10 +133,14 @@ class IterationCheckpoint(Checkpoint):
     @staticmethod
     def _save(trainer: Trainer, path: Path) -> None:
         unfinished = path.with_name(f"{path.name}.unfinished")
-        trainer.save_checkpoint(unfinished)
-        if trainer.is_global_zero:
-            _remove(path)
-            unfinished.rename(path)
+        try:
+            trainer.save_checkpoint(unfinished)
+            if trainer.is_global_zero:
+                _remove(path)
+                unfinished.rename(path)
+        finally:
+            if trainer.is_global_zero:  # it may have filled the disk
+                _remove(unfinished)
         trainer.strategy.barrier()
 
 

@@ -269,7 +269,7 @@ def _checked_scores(function: RewardFunction, samples: Sequence[RewardSample]) -
         scores = list(function(samples))
     except ConfigurationError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         culprit = _first_failure(function, samples)
         raise RewardError(f"reward {function.name!r} failed{culprit}: {type(error).__name__}: {error}") from error
     if len(scores) != len(samples):
@@ -292,6 +292,6 @@ def _first_failure(function: RewardFunction, samples: Sequence[RewardSample]) ->
     for sample in samples:
         try:
             function([sample])
-        except Exception:  # noqa: BLE001  the failure itself is being reported
+        except (Exception, SystemExit):  # noqa: BLE001  the failure itself is being reported
             return f" for problem {sample.problem.id!r}"
     return " for a batch, though for none of its samples alone"

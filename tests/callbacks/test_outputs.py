@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -26,6 +26,43 @@ def test_checkpoints_are_by_iteration_whatever_the_updates(tmp_path: Path) -> No
     assert (tmp_path / "c" / "last.ckpt").resolve().name == "iteration-000007.ckpt"
     saved = {name.removeprefix("policy."): tensor for name, tensor in last["state_dict"].items()}
     assert equal_weights(saved, weights_of(module))
+
+
+class Stop(Callback):
+    """Ends the run after an iteration, as ``trainer.max_time`` does."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        trainer.should_stop = batch_idx == 1
+
+
+def test_a_run_whose_time_is_up_is_saved_and_goes_on_from_there(tmp_path: Path) -> None:
+    keep = IterationCheckpoint(every_n_iterations=50, folder=str(tmp_path / "c"))
+    fit(tmp_path, make_module(), make_data(iterations=4), [make_rollouts(), keep, Stop()])
+    assert (tmp_path / "c" / "last.ckpt").resolve().name == "iteration-000002.ckpt"
+    whole, resumed = make_module(), make_module()
+    fit(tmp_path, whole, make_data(iterations=4), [make_rollouts()])
+    trainer = make_trainer(tmp_path, [make_rollouts()])
+    trainer.fit(resumed, datamodule=make_data(iterations=4), ckpt_path=str(tmp_path / "c" / "last.ckpt"))
+    assert equal_weights(weights_of(whole), weights_of(resumed))
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind_and_is_not_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, whole = IterationCheckpoint(every_n_iterations=1, folder=str(tmp_path / "c")), Trainer.save_checkpoint
+
+    def full_disk(trainer: Trainer, path: Path, *_: Any) -> None:
+        whole(trainer, path)
+        if trainer.fit_loop.epoch_loop.batch_progress.current.processed >= 2:
+            Path(path).write_bytes(Path(path).read_bytes()[:100])
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(Trainer, "save_checkpoint", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        fit(tmp_path, make_module(), make_data(iterations=4), [make_rollouts(), keep])
+    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["iteration-000001.ckpt", "last.ckpt"]
+    assert keep.last == tmp_path / "c" / "last.ckpt"
+    assert torch.load(keep.last, weights_only=True)["global_step"] == 1
 
 
 def test_a_resumed_run_leaves_the_checkpoints_that_it_came_from(tmp_path: Path) -> None:

@@ -12,6 +12,10 @@ def brevity(samples: Sequence[RewardSample]) -> list[float | None]:
     return [1 / len(sample.completion) if sample.completion else None for sample in samples]
 
 
+def gives_up(samples: Sequence[RewardSample]) -> list[float]:
+    raise SystemExit("no answer")
+
+
 def fails_on_digits(samples: Sequence[RewardSample]) -> list[float]:
     """Fails for completions with a digit."""
     return [1.0 if int("0" + sample.completion) == 0 else 1 / 0 for sample in samples]

@@ -130,6 +130,7 @@ def test_wrong_import_paths_are_refused_at_once(path: str, message: str) -> None
     ("name", "message"),
     [
         ("fails_on_digits", "'fails_on_digits' failed for problem 'p-1': ZeroDivisionError"),
+        ("gives_up", "'gives_up' failed for problem 'p-1': SystemExit: no answer"),
         ("too_few", "'too_few' returned 0 scores for 2 samples"),
         ("words", "'words' returned 'good' for problem 'p-1'"),
         ("infinite", "'infinite' returned nan for problem 'p-1'"),
