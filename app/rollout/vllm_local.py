@@ -77,6 +77,7 @@ class LocalEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._owns_process_group = not torch.distributed.is_initialized()
+        release_cached_memory()
         # Lightning validates in inference mode; weights that are made in it could not be replaced outside.
         with torch.inference_mode(False), process_as_it_was(), eager():
             try:
@@ -115,7 +116,8 @@ class LocalEngine:
         self.llm.sleep(level)
 
     def wake(self, what: str | None = None) -> None:
-        """Takes memory for ``weights``, ``kv_cache`` or both again."""
+        """Takes memory for ``weights``, ``kv_cache`` or both again, which torch's cache from training may hold."""
+        release_cached_memory()
         self.llm.wake_up([what] if what else None)
 
     def close(self) -> None:
@@ -128,8 +130,7 @@ class LocalEngine:
         # After a reload vLLM's notes on the layers hold the layers themselves, and with them all weights.
         LAYERWISE_INFO.clear()
         gc.collect()
-        if torch.accelerator.is_available():
-            torch.accelerator.empty_cache()
+        release_cached_memory()
 
     def _leave_process_group(self) -> None:
         from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
@@ -152,6 +153,12 @@ class LocalEngine:
             yield
         finally:
             torch.distributed.destroy_process_group = destroy
+
+
+def release_cached_memory() -> None:
+    """Gives back what torch's allocator keeps for later: vLLM asks the device for memory, not torch."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
 
 
 def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":

@@ -87,7 +87,9 @@ def module() -> Owner:
 def worker(monkeypatch: pytest.MonkeyPatch) -> SleepingWorker:
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    return SleepingWorker(monkeypatch)
+    worker = SleepingWorker(monkeypatch)
+    monkeypatch.setattr("app.rollout.vllm_local.release_cached_memory", lambda: worker.calls.append("release"))
+    return worker
 
 
 def test_level_2_on_the_second_device(worker: SleepingWorker, module: Owner) -> None:
@@ -108,8 +110,8 @@ def test_level_2_on_the_second_device(worker: SleepingWorker, module: Owner) -> 
     finally:
         torch.set_float32_matmul_precision("highest")
     taken = ["reload_weights", "policy_fingerprints", "execute_model", "sleep 2"]
-    again = ["wake weights", "reload_weights", "wake kv_cache", *taken[1:]]
-    assert worker.calls == [*taken, *again, *again, "wake all"]
+    again = ["release", "wake weights", "reload_weights", "release", "wake kv_cache", *taken[1:]]
+    assert worker.calls == [*taken, *again, *again, "release", "wake all", "release"]
 
 
 def test_level_1_and_failures(worker: SleepingWorker, module: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +122,7 @@ def test_level_1_and_failures(worker: SleepingWorker, module: Owner, monkeypatch
         for _ in range(2):
             answer = engine.generate([request()])[0]
             assert worst_difference(module.policy, request(), answer) < 1e-5
-        assert worker.calls[-3:] == ["wake all", "execute_model", "sleep 1"]
+        assert worker.calls[-4:] == ["release", "wake all", "execute_model", "sleep 1"]
         with monkeypatch.context() as asleep:
             asleep.setattr(engine._backend.engine, "wake", _no_room)
             with pytest.raises(EngineFailure, match="take over the weights: RuntimeError: no room to wake up in"):
