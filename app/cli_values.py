@@ -9,6 +9,7 @@ import yaml
 
 from app.errors import closest
 from app.policy.sources import nearest_sibling
+from app.slurm import noted_checkpoint
 
 Problem = tuple[list[str], str]
 """The path of a key, and what is wrong with its value."""
@@ -56,7 +57,9 @@ def value_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """
     yield from _trainer_problems(_part(values, "trainer"))
     yield from _seed_problems(_read(values.get("seed_everything")))
-    yield from _checkpoint_problems(_read(values.get("ckpt_path")))
+    root = _read(_part(values, "trainer").get("default_root_dir"))
+    if noted_checkpoint(Path(root if isinstance(root, str) else "runs")) is None:  # which takes its place
+        yield from _checkpoint_problems(_read(values.get("ckpt_path")))
     for part, key in FOLDERS:
         folder = _read(_part(values, part).get(key))
         if isinstance(folder, str) and (problem := unwritable(Path(folder))):
