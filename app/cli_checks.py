@@ -69,9 +69,9 @@ def _warn_rl(module: GRPOLambdaModule, rollouts: "RolloutCallback") -> None:
     age = rollouts.every_n_iterations - 1 + rollouts.generate_ahead
     if age and rollouts.correction is None:
         rank_zero_warn(
-            f"samples are up to {age} iteration{'s' * (age > 1)} older than the policy that learns from them, which ratio "
-            "and clip do not see (they start from π_old, the policy before the update): watch staleness and sampling/*, "
-            "or set rollouts.correction"
+            f"samples are up to {age} iteration{'s' * (age > 1)} older than the policy that learns from them. Ratio "
+            "and clip do not see it, for they start from π_old, the policy before the update: watch staleness and "
+            "sampling/*, or set rollouts.correction"
         )
     if module.objective.beta > 0 and module.objective.kl_estimator == "k1":
         rank_zero_warn(

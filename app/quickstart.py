@@ -78,11 +78,29 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(
         [
             *lines,
+            *_paired(outcomes),
             "",
             "reward: share of sampled completions that are correct; held-out: greedy, on problems never trained on.",
             "The warm start leaves half of the verbs to a coin toss, so the room to improve is there by design.",
         ]
     )
+
+
+def _paired(outcomes: Sequence[Outcome]) -> list[str]:
+    """How far the second method is ahead of the first on the same seeds, where there are several."""
+    base, other = METHODS
+    means = {
+        method: [statistics.fmean(outcome.rewards) for outcome in outcomes if outcome.method == method]
+        for method in METHODS
+    }
+    gains = [after - before for before, after in zip(means[base], means[other], strict=True)]
+    if len(gains) < 2:
+        return []
+    error = statistics.stdev(gains) / len(gains) ** 0.5
+    return [
+        f"{other} - {base}, seed by seed: mean reward {statistics.fmean(gains):+.3f} (standard error {error:.3f}), "
+        f"ahead on {sum(gain > 0 for gain in gains)} of {len(gains)}"
+    ]
 
 
 def run_name(method: str, seed: int) -> str:
