@@ -18,14 +18,14 @@ def test_the_table_gives_means_over_seeds_and_the_range() -> None:
         Outcome("GRPO", [0.4] * 5 + [0.8] * 5, [0.40, 0.90]),
         Outcome("GRPO", [0.2] * 5 + [0.6] * 5, [0.40, 0.80]),
         Outcome("GRPO-λ", [0.4] * 5 + [1.0] * 5, [0.40, 0.95]),
-        Outcome("GRPO-λ", [0.2] * 5 + [0.4] * 5, [0.40, 0.75]),
+        Outcome("GRPO-λ", [0.2] * 5 + [0.44] * 5, [0.40, 0.75]),
     ]
     lines = format_outcomes(outcomes).splitlines()
     rows = [line.split() for line in lines[1:3]]
     assert rows[0] == ["GRPO", "2", "0.300", "0.700", "0.500", "0.400", "0.850", "0.800", "–", "0.900"]
-    assert rows[1] == ["GRPO-λ", "2", "0.300", "0.700", "0.500", "0.400", "0.850", "0.750", "–", "0.950"]
-    # +0.1 and -0.1: their standard deviation is 0.1·√2
-    assert lines[3] == "GRPO-λ - GRPO, seed by seed: mean reward +0.000 (standard error 0.100), ahead on 1 of 2"
+    assert rows[1] == ["GRPO-λ", "2", "0.300", "0.720", "0.510", "0.400", "0.850", "0.750", "–", "0.950"]
+    # +0.1 and -0.08: their standard deviation is 0.18 / √2
+    assert lines[3] == "GRPO-λ - GRPO, seed by seed: mean reward +0.010 (standard error 0.090), ahead on 1 of 2"
     assert "seed by seed" not in format_outcomes(outcomes[::2])
 
 
