@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.agreement import JOB, LORA, TIED
+from tests.distributed.agreement import HALF_TIED, JOB, LORA, TIED
 from tests.distributed.job import run
 
 
@@ -15,5 +15,6 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     common = {**JOB, "strategy": "single", "ranks": 1}
     run({**common, "folder": str(root / "plain"), "save_every": 2, "export": True})
     run({**common, "folder": str(root / "tied-embeddings"), **TIED})
+    run({**common, **HALF_TIED, "folder": str(root / "half-tied")})
     run({**common, **LORA, "folder": str(root / "lora")})
     return root

@@ -53,7 +53,7 @@ class Recorder(Callback):
     """What a run computes, seen from one rank."""
 
     def __init__(self) -> None:
-        self.seen: dict[str, Any] = {"metrics": [], "lengths": [], "dtypes": set(), "logits": set()}
+        self.seen: dict[str, Any] = {"metrics": [], "lengths": [], "trained": [], "dtypes": set(), "logits": set()}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self.seen["initial"] = whole_weights(pl_module.policy, everywhere=True)
@@ -65,6 +65,7 @@ class Recorder(Callback):
         self.seen["metrics"].append({name: float(value) for name, value in trainer.callback_metrics.items()})
         experience = pl_module.experience
         self.seen["lengths"].append([len(row.token_ids) for row in experience.rollout.rows])
+        self.seen["trained"].append([len(parts) for parts in experience.plan.micro_batches])
         computed = (experience.old_log_probs, experience.ref_log_probs, pl_module.last_log_ratio)
         self.seen["dtypes"] |= {tensor.dtype for tensor in computed if tensor is not None}
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from app.policy.checkpoints import read_weights
 from app.policy.models import PolicySettings, end_token_ids, load_policy, load_tokenizer
 from tests.distributed.agreement import (
+    HALF_TIED,
     JOB,
     LORA,
     LOW,
@@ -67,6 +68,7 @@ def fsdp2_jobs(root: Path, single: Path) -> list[dict[str, Any]]:
         {**whole, "folder": str(root / "whole-resumed"), "resume": str(root / "whole" / SAVED)},
         {**plain, "folder": str(root / "from-single"), "resume": str(single / "plain" / SAVED)},
         {**plain, **UNEVEN, "folder": str(root / "uneven")},
+        {**plain, **HALF_TIED, "folder": str(root / "half-tied")},
         {**plain, "folder": str(root / "tied-embeddings"), **TIED, "save_every": 4},
         {**whole, "folder": str(root / "tied-whole"), **TIED, "save_every": 4},
         {
@@ -110,6 +112,14 @@ def test_uneven_lengths_and_a_rank_whose_groups_are_all_tied(ranks: Path, strate
     assert not equal_weights(seen[0]["weights"], seen[0]["initial"])
     assert seen[0]["metrics"][0]["frac_reward_zero_std"] == 0.5
     assert seen[0]["metrics"][0]["updates/skipped"] == 0
+
+
+def test_ranks_with_unequal_numbers_of_rows_that_have_a_gradient(single: Path, ranks: Path) -> None:
+    """They evaluate and train in unequal numbers of batches, and stay in step."""
+    one, seen = result(single / "half-tied"), [result(ranks / "fsdp2" / "half-tied", rank) for rank in range(2)]
+    agree(one, seen[0])
+    assert any(0 < metrics["updates/row_share"] < 1 for metrics in one["metrics"])
+    assert any(a != b for a, b in zip(*(rank["trained"] for rank in seen), strict=True))
 
 
 def test_tied_embeddings_stay_tied_in_shards(single: Path, ranks: Path) -> None:
