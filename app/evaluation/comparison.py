@@ -7,9 +7,10 @@ interval is narrower than that of two separate scores.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,6 +117,24 @@ def data_note(first: str | Path, second: str | Path, benchmarks: Sequence[str]) 
     return f"note: A and B had other tolerances, units or versions of this project for {', '.join(named)}"
 
 
+def numerics_note(first: str | Path, second: str | Path) -> str | None:
+    """One line where completions were computed in another way: in part the difference is then of the arithmetic."""
+    one, other = (_flat(read_results(folder)["settings"].get("numerics", {})) for folder in (first, second))
+    named = [
+        f"{name} {one.get(name, 'unknown')} and {other.get(name, 'unknown')}"
+        for name in sorted({*one, *other})
+        if one.get(name, "unknown") != other.get(name, "unknown")
+    ]
+    return f"note: A and B were computed differently: {', '.join(named)}" if named else None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the comparison; where there is none to make, one line on standard error and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m app.evaluation.comparison", description="Compare two evaluations.")
@@ -127,7 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         comparisons = compare(options.first, options.second, options.benchmarks, options.seed)
         folders = (options.first, options.second)
-        notes = [grader_note(*folders), data_note(*folders, [each.name for each in comparisons])]
+        names = [each.name for each in comparisons]
+        notes = [grader_note(*folders), data_note(*folders, names), numerics_note(*folders)]
     except ConfigurationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,8 +2,8 @@
 
 Problems are what a benchmark samples from, so problems are what is drawn again; a problem's k completions
 stay together as its mean. The resamples come from a generator of their own: the global random state is not
-touched. At a score of 0 or 1 the interval has no width, for the bootstrap cannot draw what the benchmark did
-not show.
+touched. At a share of 0 or 1 the bootstrap has no width, for it cannot draw what the benchmark did not show:
+:func:`share_interval` then takes the exact binomial end.
 
 Shapes: N problems, R resamples.
 """
@@ -71,6 +71,22 @@ def mean_interval(values_N: Tensor, seed: int = 0, resamples: int = RESAMPLES) -
     """
     means_R = bootstrap_means(values_N, seed, resamples)
     return percentile_interval(values_N.double().mean().item(), means_R)
+
+
+def share_interval(values_N: Tensor, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """:func:`mean_interval` of shares between 0 and 1, [N].
+
+    Where all are 0 the upper end is the share p at which 2.5 % of benchmarks of N problems would show none,
+    (1 − p)^N = 0.025 (Clopper and Pearson, 1934), and the same from above where all are 1.
+
+    Raises:
+        ValueError: where there is no problem.
+    """
+    found = mean_interval(values_N, seed, resamples)
+    reach = 1 - ((1 - LEVEL) / 2) ** (1 / len(values_N))
+    if found.value == 0:
+        return Interval(0.0, 0.0, reach)
+    return Interval(1.0, 1 - reach, 1.0) if found.value == 1 else found
 
 
 def macro_interval(values: Mapping[str, Tensor], seed: int = 0, resamples: int = RESAMPLES) -> Interval:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.utilities import dim_zero_cat
 
-from app.evaluation.intervals import RESAMPLES, Interval, macro_interval, mean_interval
+from app.evaluation.intervals import RESAMPLES, Interval, macro_interval, mean_interval, share_interval
 from app.evaluation.results import BenchmarkScores
 from app.evaluation.samples import Sample
 from app.seeds import derive_seed
@@ -41,6 +41,8 @@ class ProblemMetric(Metric):
 
     full_state_update = False
     is_differentiable = False
+    is_share = True
+    """Whether values lie between 0 and 1."""
 
     keys: list[Tensor] | Tensor
     scores: list[Tensor] | Tensor
@@ -89,7 +91,8 @@ class ProblemMetric(Metric):
         Raises:
             ValueError: where no rank added a problem.
         """
-        return mean_interval(self.per_problem(), self.seed, self.resamples)
+        interval = share_interval if self.is_share else mean_interval
+        return interval(self.per_problem(), self.seed, self.resamples)
 
 
 class AverageAtK(ProblemMetric):
@@ -158,6 +161,8 @@ class MajorityAtK(ProblemMetric):
 
 class MeanLength(ProblemMetric):
     """Tokens a completion, the end token included."""
+
+    is_share = False
 
     def update(self, problem_ids: Sequence[str], n_tokens: Tensor) -> None:
         """Adds P problems, ``n_tokens`` [P, K]."""

@@ -63,6 +63,6 @@ def test_table_shows_what_all_right_and_all_wrong_give():
     right = summarise([make_row(each) for each in range(5)], 1)
     wrong = summarise([make_row(each, correct=False, benchmark="other") for each in range(5)], 1)
     lines = format_table([right, wrong], macro_average([right, wrong])).splitlines()
-    assert "100.0 [100.0, 100.0]" in lines[2]
-    assert "0.0 [0.0, 0.0]" in lines[3]
+    assert "100.0 [47.8, 100.0]" in lines[2]
+    assert "0.0 [0.0, 52.2]" in lines[3]
     assert "50.0 [50.0, 50.0]" in lines[4]

@@ -95,6 +95,21 @@ def test_different_graders_are_told(tmp_path, capsys):
     assert "and 0123456789abcdef" in note
 
 
+def test_other_arithmetic_is_told_setting_by_setting(tmp_path, capsys):
+    first, second = (evaluate(tmp_path / name, greedy([True])) for name in "ab")
+    for folder, dtype in ((first, "float32"), (second, "bfloat16")):
+        results = read_results(folder)
+        engine = {"dtype": dtype, "versions": {"vllm": "1"}}
+        results["settings"]["numerics"] = {"precision": "32-true", "engine": engine}
+        (folder / "results.json").write_text(json.dumps(results))
+    assert main([str(first), str(second)]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == (
+        "note: A and B were computed differently: engine.dtype float32 and bfloat16"
+    )
+    assert main([str(first), str(first)]) == 0
+    assert "note" not in capsys.readouterr().out
+
+
 def test_one_benchmark_by_name(tmp_path, capsys):
     first = evaluate(tmp_path / "a", greedy([True]), greedy([True], "aime24"))
     second = evaluate(tmp_path / "b", greedy([True]))

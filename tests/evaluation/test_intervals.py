@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.evaluation.intervals import Interval, bootstrap_means, macro_interval, mean_interval
+from app.evaluation.intervals import Interval, bootstrap_means, macro_interval, mean_interval, share_interval
 
 
 def test_agrees_with_the_exact_bootstrap_distribution():
@@ -59,6 +59,21 @@ def test_one_problem_has_no_width_and_none_is_refused():
     assert mean_interval(torch.tensor([0.5])) == Interval(0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="nothing was evaluated"):
         mean_interval(torch.empty(0))
+
+
+def chance_of_at_most(right: int, count: int, share: float) -> float:
+    return sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(right + 1))
+
+
+@pytest.mark.parametrize("count", [1, 3, 30, 500])
+def test_a_share_of_0_or_1_has_the_exact_binomial_end(count):
+    """At it, what was seen or less has a chance of 2.5 %."""
+    none, all_right = (share_interval(torch.full((count,), value)) for value in (0.0, 1.0))
+    assert (none.value, none.low, all_right.value, all_right.high) == (0, 0, 1, 1)
+    assert chance_of_at_most(0, count, none.high) == pytest.approx(0.025)
+    assert 1 - chance_of_at_most(count - 1, count, all_right.low) == pytest.approx(0.025)
+    mixed = torch.tensor([0.0, 0.25, 1.0])
+    assert share_interval(mixed) == mean_interval(mixed)
 
 
 def test_macro_average_draws_benchmarks_independently():
