@@ -126,6 +126,10 @@ class GRPOLambdaModule(PolicyModule):
             with_gradient &= self._advantages(rewards) != 0
         return plan_updates(len(rewards), with_gradient, self.mini_batches, partial(self._micro_batches, tokens))
 
+    def longest_rows_a_pass(self, row_tokens: int) -> int:
+        """How many rows of ``row_tokens`` tokens, prompt and completion, a micro-batch holds at most."""
+        return max(1, self.micro_batch_tokens // row_tokens) if self.micro_batch_tokens else self.micro_batch_size
+
     def _micro_batches(self, tokens: TokenBatch, rows: torch.Tensor) -> list[torch.Tensor]:
         """``rows`` in parts; alike lengths share a part, which saves padding."""
         if not len(rows):

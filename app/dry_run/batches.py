@@ -16,19 +16,25 @@ Counts = list[tuple[str, int, int]]
 
 
 def batch_counts(
-    module: "PolicyModule", data: "ProblemDataModule", rollouts: "RolloutCallback | None", ranks: int
+    module: "PolicyModule",
+    data: "ProblemDataModule",
+    rollouts: "RolloutCallback | None",
+    ranks: int,
+    row_tokens: int,
 ) -> Counts:
-    """What one iteration consists of.
+    """What one iteration consists of, where every row is as long as it can be: ``row_tokens``.
 
     Raises:
         ConfigurationError: a batch does not divide by the ranks, or a rank's by its mini-batches.
     """
     if isinstance(module, GRPOLambdaModule) and rollouts is not None:
-        return _rl_counts(module, data.prompts_per_iteration, rollouts, ranks)
+        return _rl_counts(module, data.prompts_per_iteration, rollouts, ranks, row_tokens)
     return _supervised_counts(module.micro_batch_size, data.batch_size, ranks)
 
 
-def _rl_counts(module: GRPOLambdaModule, prompts: int, rollouts: "RolloutCallback", ranks: int) -> Counts:
+def _rl_counts(
+    module: GRPOLambdaModule, prompts: int, rollouts: "RolloutCallback", ranks: int, row_tokens: int
+) -> Counts:
     share = _share(prompts, ranks, "prompts_per_iteration")
     if share % module.mini_batches:
         raise ConfigurationError(
@@ -39,7 +45,7 @@ def _rl_counts(module: GRPOLambdaModule, prompts: int, rollouts: "RolloutCallbac
     completions = share * rollouts.group_size
     rows = completions // module.mini_batches
     updates = module.updates_per_rollout * module.mini_batches
-    micro = math.ceil(rows / module.micro_batch_size)
+    micro = math.ceil(rows / module.longest_rows_a_pass(row_tokens))
     longest = rollouts.sampling.max_new_tokens
     return [
         ("prompts", share, prompts),

@@ -41,7 +41,7 @@ def dry_run(parts: Parts) -> str:
     """
     plan = make_plan(parts)
     check_plan(plan)
-    counts = batch_counts(parts.module, parts.data, parts.rollouts, plan.layout.ranks)
+    counts = batch_counts(parts.module, parts.data, parts.rollouts, plan.layout.ranks, plan.row_tokens)
     items = memory_items(plan)
     warnings = warnings_of(plan, peak(items))
     sections = [
@@ -84,9 +84,10 @@ def _micro_batch(plan: Plan) -> MicroBatch:
     parts, rl = plan.parts, plan.parts.reinforcement
     if rl is not None and parts.rollouts is not None:
         rows, logits = plan.completions_a_rank // rl.mini_batches, parts.rollouts.sampling.max_new_tokens
+        rows = min(rows, rl.longest_rows_a_pass(plan.row_tokens))
     else:
         rows, logits = parts.data.batch_size // plan.layout.ranks, plan.row_tokens
-    rows = min(rows, parts.module.micro_batch_size)
+        rows = min(rows, parts.module.micro_batch_size)
     return MicroBatch(rows, plan.row_tokens, logits, parts.module.policy_settings.gradient_checkpointing)
 
 

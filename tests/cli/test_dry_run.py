@@ -96,6 +96,18 @@ def test_it_prints_batches_paths_and_parameters_and_reads_no_weights(
     assert not (workspace / "runs").exists()
 
 
+def test_micro_batches_by_tokens_are_counted_at_the_longest_rows(
+    workspace: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """By the prompt's limit of 40 and completions of 8 tokens: 100 tokens hold two rows."""
+    options = ["--data.prompt.max_prompt_tokens", "40", "--model.micro_batch_tokens", "100"]
+    code, out, _ = dry_run(workspace, capsys, *options)
+    assert code == 0
+    assert numbers_after(out, "micro-batches a step") == ["4", "4"]
+    assert numbers_after(out, "logits")[-1].startswith("chunks")
+    assert " 2 × 8 × " in next(line for line in out.splitlines() if line.strip().startswith("logits"))
+
+
 def test_ranks_divide_the_batch(workspace: Path, capsys: pytest.CaptureFixture) -> None:
     code, out, _ = dry_run(workspace, capsys, "--trainer.devices", "2", "--trainer.num_nodes", "2")
     assert code == 0
