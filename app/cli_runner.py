@@ -1,8 +1,6 @@
 """Builds Lightning's CLI for this project and runs it. Imported late: Lightning alone takes seconds to import."""
 
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +141,7 @@ class GRPOLambdaCLI(LightningCLI):
 
 def run(arguments: list[str]) -> int:
     """See :func:`app.cli.main`."""
-    _quieten()
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     sources: list[Source] = []
     try:
         GRPOLambdaCLI.wanted = arguments[0]
@@ -190,31 +188,3 @@ def _top_level(subcommand: str) -> dict[str, Any]:
     skipped = GRPOLambdaCLI.subcommands()[subcommand] | {"self"}
     rest = {key: kind for key, kind in method.items() if key not in skipped}
     return {**own, **rest, "seed_everything": int, "name": str, "dry_run": bool}
-
-
-class _WithoutNotices(logging.Filter):
-    """Leaves out lines of Lightning's that advertise, or that speak of a default nobody asked about."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return not ("litlogger" in message or "`weights_only` was not set" in message)
-
-
-def _quieten() -> None:
-    """Keeps notices that a user can do nothing about out of the way of those that matter."""
-    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # that there is no Triton on a CPU
-    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
-        logging.getLogger(f"lightning.pytorch.{name}").addFilter(_WithoutNotices())
-    for pattern in (
-        ".*does not have many workers.*",
-        ".*LeafSpec.*",
-        ".*No device id is provided.*",
-        ".*LightningCLI's args parameter is intended.*",
-        ".*Total length of `list` across ranks is zero.*",
-        ".*module\\(s\\) in eval mode at the start of training.*",
-        # Where every group of a rollout is tied, no optimiser step is due, and the schedule goes on all the same.
-        ".*lr_scheduler.step\\(\\).*before.*optimizer.step\\(\\).*",
-    ):
-        warnings.filterwarnings("ignore", pattern)

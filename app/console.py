@@ -11,7 +11,23 @@ OWN = ("app", "callbacks", "datamodules", "modules")
 NOTICES = (
     "`Trainer.fit` stopped: `max_epochs=1` reached.",  # every run ends so
     "TPU available: False, using: 0 TPU cores",
+    "litlogger",  # an advertisement
+    "`weights_only` was not set",  # a default nobody asked about
 )
+"""Parts of lines of Lightning's."""
+UNHEEDED = (
+    ".*does not have many workers.*",
+    ".*LeafSpec.*",
+    ".*No device id is provided.*",
+    ".*LightningCLI's args parameter is intended.*",
+    ".*Total length of `list` across ranks is zero.*",
+    ".*module\\(s\\) in eval mode at the start of training.*",
+    # Where every group of a rollout is tied, no optimiser step is due, and the schedule goes on all the same.
+    ".*lr_scheduler.step\\(\\).*before.*optimizer.step\\(\\).*",
+    # Under `validate` there is nothing to resume, and `fit` may leave out a callback on purpose.
+    ".*callbacks used to create the checkpoint need to be provided.*",
+)
+"""Warnings that a user can do nothing about."""
 
 
 class ConsoleHandler(logging.Handler):
@@ -27,7 +43,8 @@ class WithoutNotices(logging.Filter):
     """Leaves out :data:`NOTICES`."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return record.getMessage() not in NOTICES
+        message = record.getMessage()
+        return not any(notice in message for notice in NOTICES)
 
 
 def speak_plainly() -> None:
@@ -36,14 +53,17 @@ def speak_plainly() -> None:
         log = logging.getLogger(name)
         if not any(isinstance(handler, ConsoleHandler) for handler in log.handlers):
             log.addHandler(ConsoleHandler())
-    lightning = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    if not any(isinstance(each, WithoutNotices) for each in lightning.filters):
-        lightning.addFilter(WithoutNotices())
+    for name in ("utilities.rank_zero", "trainer.connectors.checkpoint_connector"):
+        lightning = logging.getLogger(f"lightning.pytorch.{name}")
+        if not any(isinstance(each, WithoutNotices) for each in lightning.filters):
+            lightning.addFilter(WithoutNotices())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.INFO)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # that there is no Triton on a CPU
     # Of a kernel for 4-bit weights, which nothing here has; peft imports bitsandbytes wherever it is installed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.formatwarning = _line
-    # Under `validate` there is nothing to resume, and `fit` may leave out a callback on purpose.
-    warnings.filterwarnings("ignore", ".*callbacks used to create the checkpoint need to be provided.*")
+    for pattern in UNHEEDED:
+        warnings.filterwarnings("ignore", pattern)
 
 
 def _line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
