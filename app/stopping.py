@@ -13,10 +13,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    from app.rollout.ranks import RolloutRanks
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)
@@ -44,6 +41,16 @@ class StopRequested(BaseException):
         return 1 if self.number == signal.SIGINT else 128 + self.number
 
 
+class Ranks(Protocol):
+    """What agreements need of :class:`app.rollout.ranks.RolloutRanks`."""
+
+    rank: int
+    size: int
+
+    def largest(self, value: int) -> int:
+        """Collective. The largest ``value`` of any rank."""
+
+
 class RunStop:
     """What this process knows of signals, which are the process's own: there is one object, :data:`STOP`.
 
@@ -57,14 +64,14 @@ class RunStop:
         self.stopping = False
         self._open = False  # whether a signal may raise where it arrives
         self._agreed = 0
-        self._ranks: RolloutRanks | None = None
+        self._ranks: Ranks | None = None
         self._children: list[subprocess.Popen[Any]] = []
         self._adopted: list[subprocess.Popen[Any]] = []
         self._before: dict[int, Any] = {}
 
     # ── handlers ──
 
-    def install(self, ranks: "RolloutRanks", children: list["subprocess.Popen[Any]"], further: Iterable[int]) -> None:
+    def install(self, ranks: Ranks, children: list["subprocess.Popen[Any]"], further: Iterable[int]) -> None:
         """Takes note of signals from now on. What the process was started to ignore (``nohup``) it goes on ignoring.
 
         Args:
