@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from app.errors import closest
+from app.policy.sharding import PRECISIONS
 from app.policy.sources import nearest_sibling
 from app.slurm import noted_checkpoint
 
@@ -36,7 +37,6 @@ ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Keys of the trainer that another key decides → the values that say nothing, and what to do instead."""
 
-PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
 SAME_PRECISION = {None: "32-true", "32": "32-true", 32: "32-true", "bf16": "bf16-mixed"}
 
 KEYWORDS = ("last", "best", "hpc")
