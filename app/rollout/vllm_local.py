@@ -4,7 +4,6 @@ import contextlib
 import gc
 import os
 import random
-import socket
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -202,11 +201,11 @@ def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
 def launcher_environment(rank: int, device_index: int) -> dict[str, str]:
     """What torchrun would have told vLLM; Lightning's own launch and SLURM set no RANK, and torchrun's LOCAL_RANK is
     not the device where ``trainer.devices`` names some."""
+    from vllm.utils.network_utils import get_open_port
+
     environment = {"RANK": str(rank), "LOCAL_RANK": str(device_index)}
     if not torch.distributed.is_initialized():  # vLLM makes a group of its own, of this process alone
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_open_port())}
         environment["TORCHELASTIC_USE_AGENT_STORE"] = "False"
     return environment
 
