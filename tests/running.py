@@ -98,10 +98,18 @@ def make_trainer(folder: Path, callbacks: Sequence[Callback] = (), **changes: An
     return Trainer(enable_checkpointing=saves, **(settings | changes))
 
 
-def fit(folder: Path, module: Any, data: Any = None, callbacks: Sequence[Callback] = (), **trainer: Any) -> Trainer:
-    """Trains and returns the trainer, whose ``callback_metrics`` hold the last iteration's."""
+def fit(
+    folder: Path,
+    module: Any,
+    data: Any = None,
+    callbacks: Sequence[Callback] = (),
+    ckpt_path: Path | None = None,
+    **trainer: Any,
+) -> Trainer:
+    """Trains, from a checkpoint where one is given, and returns the trainer, whose ``callback_metrics`` hold the last
+    iteration's."""
     made = make_trainer(folder, callbacks, **trainer)
-    made.fit(module, datamodule=data or make_data())
+    made.fit(module, datamodule=data or make_data(), ckpt_path=None if ckpt_path is None else str(ckpt_path))
     return made
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.errors import ConfigurationError
 from callbacks import CompletionsTable, HFExport, IterationCheckpoint, IterationProgress
-from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, make_trainer, weights_of
+from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, weights_of
 
 
 def test_checkpoints_are_by_iteration_whatever_the_updates(tmp_path: Path) -> None:
@@ -41,8 +41,7 @@ def test_a_run_whose_time_is_up_is_saved_and_goes_on_from_there(tmp_path: Path) 
     assert (tmp_path / "c" / "last.ckpt").resolve().name == "iteration-000002.ckpt"
     whole, resumed = make_module(), make_module()
     fit(tmp_path, whole, make_data(iterations=4), [make_rollouts()])
-    trainer = make_trainer(tmp_path, [make_rollouts()])
-    trainer.fit(resumed, datamodule=make_data(iterations=4), ckpt_path=str(tmp_path / "c" / "last.ckpt"))
+    fit(tmp_path, resumed, make_data(iterations=4), [make_rollouts()], tmp_path / "c" / "last.ckpt")
     assert equal_weights(weights_of(whole), weights_of(resumed))
 
 
@@ -72,9 +71,8 @@ def test_a_resumed_run_leaves_the_checkpoints_that_it_came_from(tmp_path: Path) 
     before = sorted(path.name for path in (tmp_path / "first").iterdir())
     for name in ("branch", "other"):
         keep = IterationCheckpoint(every_n_iterations=1, folder=str(tmp_path / name))
-        trainer = make_trainer(tmp_path, [make_rollouts(), keep])
-        source = str(tmp_path / "first" / "last.ckpt")
-        trainer.fit(make_module(), datamodule=make_data(iterations=4), ckpt_path=source)
+        source = tmp_path / "first" / "last.ckpt"
+        fit(tmp_path, make_module(), make_data(iterations=4), [make_rollouts(), keep], source)
         assert sorted(path.name for path in (tmp_path / "first").iterdir()) == before
         assert (tmp_path / "first" / "last.ckpt").exists()
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["iteration-000004.ckpt", "last.ckpt"]

@@ -234,8 +234,7 @@ def test_an_engine_that_fails_twice_stops_the_run_with_a_checkpoint_to_go_on_fro
     assert (tmp_path / "c" / "last.ckpt").resolve().name == "iteration-000002.ckpt"
     whole, resumed = make_module(), make_module()
     fit(tmp_path, whole, make_data(iterations=4), [make_rollouts()])
-    trainer = make_trainer(tmp_path, [make_rollouts()])
-    trainer.fit(resumed, datamodule=make_data(iterations=4), ckpt_path=str(tmp_path / "c" / "last.ckpt"))
+    fit(tmp_path, resumed, make_data(iterations=4), [make_rollouts()], tmp_path / "c" / "last.ckpt")
     assert equal_weights(weights_of(whole), weights_of(resumed))
 
 
@@ -247,8 +246,8 @@ def test_a_run_that_resumes_within_a_period_does_not_take_age_for_a_mismatch(tmp
     whole, resumed = make_module(optimizer=fast), make_module(optimizer=fast)
     fit(tmp_path, whole, make_data(iterations=6), [make_rollouts(**settings), keep])
     rollouts, watch = make_rollouts(**settings), Watch()
-    trainer = make_trainer(tmp_path, [rollouts, watch])
-    trainer.fit(resumed, datamodule=make_data(iterations=6), ckpt_path=str(tmp_path / "c" / "iteration-000002.ckpt"))
+    saved = tmp_path / "c" / "iteration-000002.ckpt"
+    fit(tmp_path, resumed, make_data(iterations=6), [rollouts, watch], saved)
     assert watch.metrics[0]["sampling/sampling_logp_difference/mean"] > 0.02
     assert rollouts._preflight_done
     assert equal_weights(weights_of(whole), weights_of(resumed))
