@@ -10,7 +10,7 @@ import torch
 
 from app.rollout.engine import Completion, GenerationRequest
 from app.rollout.faults import EngineFailure
-from app.rollout.vllm_local import LocalEngineSettings, release_cached_memory
+from app.rollout.vllm_local import LocalEngineSettings
 from app.rollout.vllm_process import EngineProcess
 from app.rollout.vllm_settings import DTYPES, VLLMSettings
 from app.rollout.vllm_transfer import WeightTransfer, choose_transfer
@@ -46,7 +46,8 @@ class SeparateEngines:
     def start(self, folder: Path) -> None:
         """Starts (or reaches) every engine at once and has each build its model from the files in ``folder``."""
         settings = self.settings
-        release_cached_memory()  # an engine on this card takes its share of what other processes leave
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # an engine on this card takes its share of what other processes leave
         for replica in range(settings.data_parallel_size):
             devices = _devices(replica, settings)
             self.processes.append(
