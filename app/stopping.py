@@ -42,7 +42,7 @@ class StopRequested(BaseException):
 
 
 class Ranks(Protocol):
-    """What agreements need of :class:`app.rollout.ranks.RolloutRanks`."""
+    """What agreements need of :class:`app.engines.ranks.RolloutRanks`."""
 
     rank: int
     size: int

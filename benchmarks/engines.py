@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from app.rollout.engine import GenerationRequest, RolloutEngine, SamplingSettings
+from app.engines.engine import GenerationRequest, RolloutEngine, SamplingSettings
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
@@ -62,8 +62,8 @@ def build_module(size: str) -> Module:
 
 def engine_of(name: str) -> RolloutEngine:
     """By name: transformers, colocated or separate (both vLLM)."""
-    from app.rollout.transformers_engine import TransformersEngine
-    from app.rollout.vllm_engine import VLLMEngine
+    from app.engines.transformers_engine import TransformersEngine
+    from app.engines.vllm.engine import VLLMEngine
 
     if name == "transformers":
         return TransformersEngine()

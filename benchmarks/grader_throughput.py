@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable
 
-from app.rewards.grading import Grader
+from app.grading.grader import Grader
 
 #: A gold answer and the same in another spelling, from three numbers.
 SHAPES: list[Callable[[int, int, int], tuple[str, str]]] = [

@@ -26,7 +26,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from app.dry_run.memory import Shape
 from app.evaluation.results import versions
-from app.rewards.functions import RewardSample
+from app.rewards.reward import RewardSample
 from benchmarks.sampling_speed import describe_machine
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ def main() -> int:
     folder = Path(options.folder) / options.shape
     if "LOCAL_RANK" not in os.environ:  # Lightning starts its other processes by this same command
         _prepare(folder, options)
-    from app.cli import main as command_line
+    from app.cli.main import main as command_line
 
     code = command_line(["fit", *_fit_arguments(folder, options), *fit_options])
     if code == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0:
@@ -82,7 +82,7 @@ def _fit_arguments(folder: Path, options: argparse.Namespace) -> list[str]:
         "data": {
             "init_args": {
                 "train": {
-                    "class_path": "app.data.sources.JsonLinesSource",
+                    "class_path": "JsonLinesSource",
                     "init_args": {"path": str(folder / "problems.jsonl"), "answer_format": "none"},
                 },
                 "prompts_per_iteration": options.prompts,
@@ -93,10 +93,7 @@ def _fit_arguments(folder: Path, options: argparse.Namespace) -> list[str]:
         "rollouts": {
             "group_size": options.group,
             "sampling": {"max_new_tokens": options.new_tokens},
-            "rewards": [
-                {"class_path": "app.rewards.functions.ImportedReward"}
-                | {"init_args": {"path": "benchmarks.iteration:even_words"}}
-            ],
+            "rewards": [{"class_path": "ImportedReward"} | {"init_args": {"path": "benchmarks.iteration:even_words"}}],
         },
         "trainer": {
             "default_root_dir": str(folder / "runs"),

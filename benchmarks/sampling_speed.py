@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import torch
 
+from app.engines.engine import GenerationRequest, SamplingSettings
+from app.engines.transformers_engine import TransformersEngine
 from app.policy.models import NewTokenizerSettings, PolicySettings, end_token_ids, load_policy, load_tokenizer
-from app.rollout.engine import GenerationRequest, SamplingSettings
-from app.rollout.transformers_engine import TransformersEngine
 
 SIZES: dict[str, dict[str, Any]] = {
     "0.34M": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4},

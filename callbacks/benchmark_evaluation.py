@@ -16,6 +16,10 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from app.data.problems import Problem, PromptBatch
 from app.data.rows import nearest
+from app.engines.engine import GenerationRequest, RolloutEngine, SamplingSettings
+from app.engines.faults import GuardedEngine
+from app.engines.transformers_engine import TransformersEngine
+from app.engines.weight_sync import policy_weights
 from app.errors import ConfigurationError
 from app.evaluation.benchmarks import BenchmarkSettings, format_table
 from app.evaluation.generation import grade_anew, sample_problems
@@ -25,12 +29,8 @@ from app.evaluation.lock import FolderLock
 from app.evaluation.numerics import engine_settings, inner_engine, numerics
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
 from app.evaluation.samples import SampleLog, check_name, merge_samples, regrade_samples
+from app.grading.grader import Grader
 from app.policy.sharding import whole_parameters
-from app.rewards.grading import Grader
-from app.rollout.engine import GenerationRequest, RolloutEngine, SamplingSettings
-from app.rollout.faults import GuardedEngine
-from app.rollout.transformers_engine import TransformersEngine
-from app.rollout.weight_sync import policy_weights
 from app.seeds import derive_seed
 from callbacks.rollouts import RolloutCallback
 from callbacks.run_folder import run_folder

@@ -8,12 +8,12 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from app.engines.weight_sync import policy_weights
 from app.errors import ConfigurationError
 from app.policy.lora import has_adapters, save_adapter
 from app.policy.models import save_policy
 from app.policy.sharding import plain_model, whole_weights
 from app.policy.sources import check_replaceable
-from app.rollout.weight_sync import policy_weights
 from callbacks.run_folder import run_folder
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from app.engines.faults import EngineFailure
 from app.errors import ConfigurationError, DivergenceError
-from app.rollout.faults import EngineFailure
 from app.stopping import StopRequested
 from callbacks.run_folder import run_folder
 

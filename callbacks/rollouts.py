@@ -11,12 +11,17 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from app.data.problems import PromptBatch
+from app.engines.engine import RolloutEngine, SamplingSettings
+from app.engines.faults import EngineFailure, GuardedEngine
+from app.engines.ranks import RolloutRanks
+from app.engines.transformers_engine import TransformersEngine
 from app.errors import ConfigurationError
-from app.rewards.functions import CorrectnessReward, RewardFunction, WeightedRewards
+from app.rewards.correctness import CorrectnessReward
+from app.rewards.reward import RewardFunction
+from app.rewards.weighted import WeightedRewards
 from app.rollout.ahead import RolloutAhead
 from app.rollout.collection import RolloutCollector
 from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
-from app.rollout.engine import RolloutEngine, SamplingSettings
 from app.rollout.experience import (
     Experience,
     Rollout,
@@ -25,13 +30,10 @@ from app.rollout.experience import (
     rollout_state,
     sampler_log_probs,
 )
-from app.rollout.faults import EngineFailure, GuardedEngine
 from app.rollout.metric_sums import MetricSums
 from app.rollout.metrics import record_experience
 from app.rollout.mismatch import CorrectionSettings, importance_weights
 from app.rollout.preflight import check_first_rollout
-from app.rollout.ranks import RolloutRanks
-from app.rollout.transformers_engine import TransformersEngine
 from app.stopping import STOP
 
 if TYPE_CHECKING:

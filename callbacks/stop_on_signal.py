@@ -8,7 +8,7 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from lightning.pytorch.utilities import rank_zero_info
 
-from app.rollout.ranks import RolloutRanks
+from app.engines.ranks import RolloutRanks
 from app.slurm import note_checkpoint, requeue_job
 from app.stopping import STOP
 from callbacks.iteration_checkpoint import IterationCheckpoint

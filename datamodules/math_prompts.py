@@ -8,8 +8,8 @@ from app.data.prompts import DEFAULT_PROMPT, PromptEncoder, PromptSettings
 from app.data.sources import Share, Source
 from app.errors import ConfigurationError
 from app.evaluation.golds import unparseable_golds
-from app.rewards.functions import CorrectnessReward
-from app.rewards.grading import Grader
+from app.grading.grader import Grader
+from app.rewards.correctness import CorrectnessReward
 from app.seeds import derive_seed
 from callbacks.rollouts import RolloutCallback
 from datamodules.base import BenchmarkSettings, OverlapPolicy, ProblemDataModule

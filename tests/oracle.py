@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from app.rollout.engine import Completion, GenerationRequest, PolicyOwner
+from app.engines.engine import Completion, GenerationRequest, PolicyOwner
 
 WRONG = "-86753.25"
 

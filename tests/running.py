@@ -11,10 +11,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from app.algorithm.objective import ObjectiveSettings
 from app.data.problems import Problem, PromptBatch
 from app.data.sources import SyntheticSource
+from app.engines.engine import Completion, SamplingSettings
 from app.policy.models import NewTokenizerSettings, PolicySettings
 from app.policy.optimizers import OptimizerSettings
-from app.rewards.functions import ImportedReward, RewardSample
-from app.rollout.engine import Completion, SamplingSettings
+from app.rewards.imported import ImportedReward
+from app.rewards.reward import RewardSample
 from app.rollout.experience import Rollout
 from app.rollout.metric_sums import MetricSums
 from callbacks import RolloutCallback

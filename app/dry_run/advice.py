@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 from app.dry_run.plan import MEASURED_PROMPTS, Plan
 from app.dry_run.sources import overlap_counts
+from app.engines.engine import GenerationRequest
 from app.errors import ConfigurationError
 from app.policy.optimizers import check_optimizer
 from app.policy.sharding import Sharding
-from app.rollout.engine import GenerationRequest
 
 LARGE = 100_000_000
 """Trainable parameters from which the usual ranges of learning rates hold; small models take much higher ones."""
@@ -67,8 +67,8 @@ def _check_monitor(plan: Plan) -> None:
 
 def _check_engine(plan: Plan) -> None:
     """Asks vLLM's own check about one request at its longest."""
-    from app.rollout.vllm_engine import VLLMEngine
-    from app.rollout.vllm_settings import check_requests
+    from app.engines.vllm.engine import VLLMEngine
+    from app.engines.vllm.settings import check_requests
 
     rollouts = plan.parts.rollouts
     engine = rollouts.engine.engine if rollouts is not None else None

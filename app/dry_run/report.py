@@ -21,8 +21,8 @@ from app.dry_run.memory import (
 )
 from app.dry_run.plan import Parts, Plan, make_plan
 from app.dry_run.sources import policy_place, resolve
-from app.rollout.transformers_engine import TransformersEngine
-from app.rollout.vllm_engine import VLLMEngine
+from app.engines.transformers_engine import TransformersEngine
+from app.engines.vllm.engine import VLLMEngine
 
 Rows = Iterable[tuple[str, str]]
 PHASES = {

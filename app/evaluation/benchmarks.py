@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from app.engines.engine import SamplingSettings
 from app.errors import ConfigurationError
-from app.rollout.engine import SamplingSettings
 
 if TYPE_CHECKING:
     from app.evaluation.intervals import Interval

@@ -6,11 +6,11 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from app.data.problems import Problem
+from app.engines.engine import GenerationRequest, RolloutEngine
 from app.evaluation.metrics import cluster_answers
 from app.evaluation.samples import Sample
-from app.rewards.grading import Grader
+from app.grading.grader import Grader
 from app.rollout.collection import decode_groups
-from app.rollout.engine import GenerationRequest, RolloutEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from app.data.problems import Problem
-from app.rewards.grading import Grader
+from app.grading.grader import Grader
 
 NAMED_GOLDS = 10
 """As many are named; the rest is counted."""

@@ -5,12 +5,12 @@ from importlib import metadata, resources
 from importlib.resources.abc import Traversable
 
 PACKAGES = ("math-verify", "latex2sympy2-extended", "sympy")
-"""What judges besides the code of ``app.rewards``."""
+"""What judges besides the code of ``app.grading``."""
 
 
 def grader_version() -> str:
-    """16 hexadecimal digits over every file of ``app.rewards`` and the versions of :data:`PACKAGES`."""
-    return hash_grader(resources.files("app.rewards"), {name: metadata.version(name) for name in PACKAGES})
+    """16 hexadecimal digits over every file of ``app.grading`` and the versions of :data:`PACKAGES`."""
+    return hash_grader(resources.files("app.grading"), {name: metadata.version(name) for name in PACKAGES})
 
 
 def hash_grader(code: Traversable, versions: dict[str, str]) -> str:

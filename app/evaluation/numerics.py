@@ -3,11 +3,11 @@
 from dataclasses import asdict
 from typing import Any
 
+from app.engines.engine import PolicyOwner, RolloutEngine
+from app.engines.faults import GuardedEngine
+from app.engines.vllm.engine import VLLMEngine
 from app.evaluation.results import versions
 from app.policy.sharding import inner_model
-from app.rollout.engine import PolicyOwner, RolloutEngine
-from app.rollout.faults import GuardedEngine
-from app.rollout.vllm_engine import VLLMEngine
 
 
 def numerics(precision: str, module: PolicyOwner, engine: RolloutEngine) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from app.engines.faults import EngineFailure
 from app.rollout.experience import Rollout
-from app.rollout.faults import EngineFailure
 
 Generate = Callable[[], list[Rollout]]
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from app.data.problems import PromptBatch
-from app.rewards.functions import RewardSample, WeightedRewards
-from app.rollout.engine import Completion, GenerationRequest, RolloutEngine, SamplingSettings
+from app.engines.engine import Completion, GenerationRequest, RolloutEngine, SamplingSettings
+from app.rewards.reward import RewardSample
+from app.rewards.weighted import WeightedRewards
 from app.rollout.experience import Rollout
 from app.seeds import derive_seed
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.data.problems import Problem, PromptBatch
+from app.engines.engine import Completion
 from app.errors import ConfigurationError
-from app.rollout.engine import Completion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from app.engines.engine import SamplingSettings
+from app.engines.ranks import RolloutRanks
 from app.policy.logprobs import last_logits, selective_log_softmax, token_log_probs
 from app.policy.sharding import whole_parameters
-from app.rollout.engine import SamplingSettings
 from app.rollout.mismatch import log_ratios
-from app.rollout.ranks import RolloutRanks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,13 +15,13 @@ from lightning import Callback
 
 from app.data.prompts import PromptSettings
 from app.data.sources import JsonLinesSource
+from app.engines.engine import Completion, GenerationRequest, SamplingSettings
+from app.engines.transformers_engine import TransformersEngine
 from app.errors import ConfigurationError
 from app.evaluation import benchmarks, numerics
 from app.evaluation.lock import FolderLock
 from app.evaluation.results import read_results, versions
 from app.evaluation.samples import read_samples
-from app.rollout.engine import Completion, GenerationRequest, SamplingSettings
-from app.rollout.transformers_engine import TransformersEngine
 from callbacks import BenchmarkEvaluation, IterationCheckpoint
 from datamodules.base import BenchmarkSettings
 from tests.running import (

@@ -13,16 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning import Callback
 
+from app.engines.engine import Completion, SamplingSettings
+from app.engines.faults import EngineFailure
+from app.engines.transformers_engine import TransformersEngine
 from app.errors import ConfigurationError
+from app.grading.grader import REASONS
 from app.policy.optimizers import OptimizerSettings
-from app.rewards.functions import CorrectnessReward, RewardSample
-from app.rewards.grading import REASONS
+from app.rewards.correctness import CorrectnessReward
+from app.rewards.reward import RewardSample
 from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
-from app.rollout.engine import Completion, SamplingSettings
 from app.rollout.experience import Rollout, rollout_from_state, rollout_state
-from app.rollout.faults import EngineFailure
 from app.rollout.mismatch import CorrectionSettings
-from app.rollout.transformers_engine import TransformersEngine
 from callbacks import IterationCheckpoint
 from tests.running import (
     equal_weights,
@@ -317,7 +318,7 @@ def test_seconds_and_verdicts_of_all_rounds_add_up() -> None:
 
 
 def replace_reward(name: str) -> Any:
-    from app.rewards.functions import ImportedReward
+    from app.rewards.imported import ImportedReward
 
     return ImportedReward(path=f"{__name__}:{name}")
 

@@ -15,9 +15,9 @@ from lightning import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 
 from app.data.sources import SyntheticSource
-from app.rollout.engine import SamplingSettings
-from app.rollout.ranks import RolloutRanks
-from app.rollout.transformers_engine import TransformersEngine
+from app.engines.engine import SamplingSettings
+from app.engines.ranks import RolloutRanks
+from app.engines.transformers_engine import TransformersEngine
 from app.stopping import STOP, StopRequested
 from callbacks import BenchmarkEvaluation, IterationCheckpoint, StopOnSignal
 from datamodules import SFTDataModule
@@ -225,7 +225,7 @@ def test_what_was_ignored_stays_ignored_and_handlers_come_back() -> None:
 
 def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
     code = (
-        "import os, signal; from app.stopping import STOP; from app.rollout.ranks import RolloutRanks\n"
+        "import os, signal; from app.stopping import STOP; from app.engines.ranks import RolloutRanks\n"
         "STOP.install(RolloutRanks(), [], [])\n"
         "os.kill(os.getpid(), signal.SIGINT); print('first', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGINT); print('second', flush=True)"

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from app.rollout.engine import Completion, GenerationRequest
-from app.rollout.faults import EngineFailure
-from app.rollout.ranks import rank_and_size
-from app.rollout.transformers_engine import TransformersEngine
+from app.engines.engine import Completion, GenerationRequest
+from app.engines.faults import EngineFailure
+from app.engines.ranks import rank_and_size
+from app.engines.transformers_engine import TransformersEngine
 
 
 class FailingEngine(TransformersEngine):

@@ -8,9 +8,9 @@ from typing import Any
 
 from lightning import Callback
 
-from app.rollout.engine import GenerationRequest
-from app.rollout.ranks import rank_and_size
-from app.rollout.transformers_engine import Row, TransformersEngine
+from app.engines.engine import GenerationRequest
+from app.engines.ranks import rank_and_size
+from app.engines.transformers_engine import Row, TransformersEngine
 from app.stopping import STOP
 
 LIMIT_S = 300

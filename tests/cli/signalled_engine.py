@@ -9,8 +9,8 @@ from typing import Any
 
 import psutil
 
-from app.rollout.engine import Completion, GenerationRequest
-from app.rollout.vllm_engine import VLLMEngine
+from app.engines.engine import Completion, GenerationRequest
+from app.engines.vllm.engine import VLLMEngine
 
 SECONDS_INTO_THE_ROLLOUT = 0.1
 

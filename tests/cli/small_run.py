@@ -18,8 +18,8 @@ def small_run(folder: Path, engine: dict[str, Any]) -> list[str]:
     model = tiny_config("llama", initializer_range=0.3, hidden_size=128, max_position_embeddings=256)
     del model["vocab_size"]
     policy = {"config": model, "tokenizer": {"kind": "synthetic"}}
-    reward = {"class_path": "app.rewards.functions.ImportedReward", "init_args": {"path": "tests.running:digit_share"}}
-    source = {"class_path": "app.data.sources.SyntheticSource"}
+    reward = {"class_path": "ImportedReward", "init_args": {"path": "tests.running:digit_share"}}
+    source = {"class_path": "SyntheticSource"}
     settings: dict[str, Any] = {
         "seed_everything": 3,
         "model": {"class_path": "GRPOLambdaModule", "init_args": {"policy": policy, "optimizer": {"lr": 1e-3}}},

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from app.cli import main
+from app.cli.main import main
 from app.data.registry import REGISTRY
 from app.policy.models import NewTokenizerSettings, PolicySettings, load_tokenizer, save_policy
 from app.policy.tokenizers import CHATML
@@ -167,7 +167,7 @@ def test_a_strategy_lies_over_a_recipe(capsys: pytest.CaptureFixture, strategy: 
 def test_vllm_lies_over_a_recipe(capsys: pytest.CaptureFixture) -> None:
     config = printed_config(capsys, stack("model/qwen2.5-7b", "method/grpo", "data/gsm8k", "engine/vllm"))
     engine = config["rollouts"]["init_args"]["engine"]
-    assert engine["class_path"] == "app.rollout.vllm_engine.VLLMEngine"
+    assert engine["class_path"] == "VLLMEngine"
     assert config["rollouts"]["init_args"]["sampling"]["max_new_tokens"] == 768
 
 
@@ -252,7 +252,7 @@ DIGITS = """
 rollouts:
   init_args:
     rewards:
-    - class_path: app.rewards.functions.ImportedReward
+    - class_path: ImportedReward
       init_args: {path: "tests.running:digit_share"}
 """
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from app.cli import main
+from app.cli.main import main
 from app.evaluation.results import read_results
 from app.evaluation.samples import read_samples
 from app.policy.models import PolicySettings, load_policy, load_tokenizer, save_policy
@@ -124,7 +124,7 @@ def test_a_checkpoint_of_fit_is_evaluated_like_the_folder_that_the_run_exported(
 
 
 def _digit_rewards() -> dict[str, Any]:
-    reward = {"class_path": "app.rewards.functions.ImportedReward", "init_args": {"path": "tests.running:digit_share"}}
+    reward = {"class_path": "ImportedReward", "init_args": {"path": "tests.running:digit_share"}}
     return {"init_args": {"group_size": 2, "sampling": {"max_new_tokens": 8}, "rewards": [reward]}}
 
 
@@ -250,7 +250,7 @@ def _wait_for_requests(log: Path, wanted: int, process: Any) -> None:
 @needs_real_files
 def test_golds_score_100_percent_on_all_six_real_benchmarks_wrong_answers_0_and_the_two_compare(folder: Path) -> None:
     data = REAL_FOLDER / "benchmarks"
-    source = {"class_path": "app.data.sources.RegisteredSource"}
+    source = {"class_path": "RegisteredSource"}
     benchmarks = {name: {"source": {**source, "init_args": {"name": name, "folder": str(data)}}} for name in SIX}
     six = overlay(folder / "six.yaml", data={"init_args": {"benchmarks": benchmarks}})
     common = ("validate", *MATH, "--config", folder / "policy.yaml", "--config", six)

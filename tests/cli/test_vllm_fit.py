@@ -110,7 +110,7 @@ def test_an_engine_killed_while_it_generates_ahead_draws_again_with_newer_weight
 
 def evaluation_of_three_problems(folder: Path) -> list[str]:
     """Before the first iteration and after the second; the second of two ranks has none of the problems."""
-    source = {"class_path": "app.data.sources.SyntheticSource", "init_args": {"split": "heldout", "size": 3}}
+    source = {"class_path": "SyntheticSource", "init_args": {"split": "heldout", "size": 3}}
     data = {"init_args": {"benchmarks": {"heldout": {"source": source}}, "benchmark_batch_size": 4}}
     sampling = {"temperature": 0, "max_new_tokens": 8}
     settings = {"data": data, "evaluation": {"sampling": sampling}, "trainer": {"val_check_interval": 2}}

@@ -13,14 +13,14 @@ from tests.data.files import PROJECT, numbered_rows, write_json_lines
 CONFIGURATION = """
 data:
   train:
-    class_path: app.data.sources.JsonLinesSource
+    class_path: JsonLinesSource
     init_args:
       path: PATH
       columns: {solution: answer}
       filters: {max_characters: 300}
   benchmarks:
     heldout:
-      source: {class_path: app.data.sources.SyntheticSource, init_args: {split: heldout, size: 20}}
+      source: {class_path: SyntheticSource, init_args: {split: heldout, size: 20}}
       limit: 7
       prompt: {style: boxed}
   prompt: {style: r1, max_prompt_tokens: 99, overlong: truncate}

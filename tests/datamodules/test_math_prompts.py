@@ -13,7 +13,9 @@ from app.data.problems import PromptBatch
 from app.data.prompts import PromptSettings
 from app.data.sources import HubSource, JsonLinesSource, Source, SyntheticSource
 from app.errors import ConfigurationError
-from app.rewards.functions import CorrectnessReward, FormatReward, RewardFunction
+from app.rewards.correctness import CorrectnessReward
+from app.rewards.format import FormatReward
+from app.rewards.reward import RewardFunction
 from datamodules import MathPromptDataModule
 from datamodules.base import RECENT_BATCHES, BenchmarkSettings
 from datamodules.loaders import BenchmarkLoader

@@ -14,12 +14,13 @@ import torch
 from lightning import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from app.engines.engine import SamplingSettings
 from app.policy.lora import LoraSettings
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.sharding import whole_weights
-from app.rewards.functions import ImportedReward, RewardSample
-from app.rollout.engine import SamplingSettings
+from app.rewards.imported import ImportedReward
+from app.rewards.reward import RewardSample
 from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint, TraceLogging
 from tests.distributed.fsdp_on_cpu import FSDPOnCPU
 from tests.running import (

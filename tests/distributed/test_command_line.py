@@ -21,7 +21,7 @@ def configuration(folder: Path, stage: str) -> list[str]:
     model = tiny_config("llama", initializer_range=0.3)
     del model["vocab_size"]
     policy = {"config": model, "tokenizer": {"kind": "synthetic"}}
-    source = {"class_path": "app.data.sources.SyntheticSource"}
+    source = {"class_path": "SyntheticSource"}
     benchmarks = {"heldout": {"source": {**source, "init_args": {"split": "heldout", "size": 3}}}}
     data: dict[str, object] = {"train": source, "iterations": 2, "benchmarks": benchmarks}
     if stage == "sft":

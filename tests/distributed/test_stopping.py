@@ -44,7 +44,7 @@ class StoppableRun:
         self.family: list[psutil.Process] = []
         engine = {"class_path": "tests.cli.pausing.PausingEngine", "init_args": {"folder": str(self.pauses)}}
         arguments = small_run(folder, engine)
-        source = {"class_path": "app.data.sources.SyntheticSource", "init_args": {"split": "heldout", "size": 3}}
+        source = {"class_path": "SyntheticSource", "init_args": {"split": "heldout", "size": 3}}
         benchmarks = {"heldout": {"source": source}}
         settings = {
             "data": {"init_args": {"iterations": 7, "benchmarks": benchmarks, "benchmark_batch_size": 1}},

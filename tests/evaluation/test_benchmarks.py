@@ -1,9 +1,9 @@
 import pytest
 
+from app.engines.engine import SamplingSettings
 from app.errors import ConfigurationError
 from app.evaluation.benchmarks import BenchmarkSettings, format_table
 from app.evaluation.metrics import macro_average, summarise
-from app.rollout.engine import SamplingSettings
 from tests.evaluation.rows import make_row, random_rows
 
 

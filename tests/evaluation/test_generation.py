@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from app.data.problems import Problem
 from app.evaluation.generation import grade_anew, judge_groups
-from app.rewards.grading import Grader
+from app.grading.grader import Grader
 from tests.evaluation.rows import make_row
 
 PROBLEMS = [Problem("half", "?", r"\frac{1}{2}"), Problem("near", "?", "3.14", extra={"error": "0.01"})]

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from app.engines.faults import GuardedEngine
+from app.engines.vllm.engine import VLLMEngine
 from app.evaluation.numerics import engine_settings, numerics
-from app.rollout.faults import GuardedEngine
-from app.rollout.vllm_engine import VLLMEngine
 from tests.models import tiny_model
 
 

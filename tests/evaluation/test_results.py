@@ -16,7 +16,7 @@ from app.evaluation.results import (
     read_results,
     write_results,
 )
-from app.rewards import grading
+from app.grading import grader
 from tests.evaluation.rows import make_row, random_rows
 
 
@@ -102,7 +102,7 @@ def test_problem_hash_depends_on_tolerance_and_unit_where_there_are_any():
 
 
 def test_what_decides_a_verdict_besides_the_gold_is_what_the_grader_reads():
-    assert GRADED_BY == grading._EXTRA_KEYS
+    assert GRADED_BY == grader._EXTRA_KEYS
 
 
 def test_state_dict_hash_depends_on_names_types_shapes_and_values():

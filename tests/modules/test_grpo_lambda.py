@@ -9,10 +9,10 @@ from lightning import Callback
 
 from app.algorithm.advantages import group_advantages
 from app.algorithm.objective import policy_objective
+from app.engines.engine import SamplingSettings
 from app.errors import ConfigurationError, DivergenceError
 from app.policy.logprobs import token_log_probs
 from app.policy.optimizers import OptimizerSettings
-from app.rollout.engine import SamplingSettings
 from app.rollout.mismatch import CorrectionSettings
 from callbacks import IterationCheckpoint
 from tests.running import (

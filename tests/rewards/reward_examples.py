@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from app.rewards.functions import RewardSample
+from app.rewards.reward import RewardSample
 
 NOT_A_FUNCTION = 3
 

@@ -8,17 +8,13 @@ from jsonargparse import ArgumentParser
 
 from app.data.problems import Problem
 from app.errors import ConfigurationError
-from app.rewards.functions import (
-    CorrectnessReward,
-    FormatReward,
-    ImportedReward,
-    OverlongPenalty,
-    RewardError,
-    RewardFunction,
-    RewardSample,
-    WeightedRewards,
-)
-from app.rewards.grading import REASONS
+from app.grading.grader import REASONS
+from app.rewards.correctness import CorrectnessReward
+from app.rewards.format import FormatReward
+from app.rewards.imported import ImportedReward
+from app.rewards.overlong import OverlongPenalty
+from app.rewards.reward import RewardError, RewardFunction, RewardSample
+from app.rewards.weighted import WeightedRewards
 
 HERE = "tests.rewards.reward_examples"
 
@@ -186,14 +182,13 @@ def test_counts_come_from_the_correctness_reward(correctness: CorrectnessReward)
 def test_rewards_are_built_from_a_configuration() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--rewards", type=list[RewardFunction])
-    module = "app.rewards.functions"
     config = parser.parse_object(
         {
             "rewards": [
-                {"class_path": f"{module}.CorrectnessReward", "init_args": {"workers": 1}},
-                {"class_path": f"{module}.FormatReward", "init_args": {"thinking": True}},
-                {"class_path": f"{module}.OverlongPenalty", "init_args": {"buffer_tokens": 16}},
-                {"class_path": f"{module}.ImportedReward", "init_args": {"path": f"{HERE}:brevity"}},
+                {"class_path": "CorrectnessReward", "init_args": {"workers": 1}},
+                {"class_path": "FormatReward", "init_args": {"thinking": True}},
+                {"class_path": "OverlongPenalty", "init_args": {"buffer_tokens": 16}},
+                {"class_path": "app.rewards.imported.ImportedReward", "init_args": {"path": f"{HERE}:brevity"}},
             ]
         }
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from app.rewards.grading import REASONS
+from app.grading.grader import REASONS
 from app.rollout.experience import Rollout
 from app.rollout.metric_sums import MetricSums
 from app.rollout.metrics import record_rollout

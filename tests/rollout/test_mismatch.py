@@ -13,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
+from app.engines.engine import SamplingSettings
+from app.engines.ranks import RolloutRanks
 from app.errors import ConfigurationError
 from app.policy.logprobs import token_log_probs
 from app.policy.packing import TokenBatch, build
-from app.rollout.engine import SamplingSettings
 from app.rollout.metric_sums import MetricSums
 from app.rollout.mismatch import CorrectionSettings, importance_weights, record_mismatch
 from app.rollout.preflight import MismatchError, check_first_rollout, completion_logits
-from app.rollout.ranks import RolloutRanks
 from tests.models import tiny_model
 from tests.running import over_ranks
 

@@ -1,0 +1,256 @@
+"""Rollouts by vLLM: in the trainer's process, or in processes or on machines of their own."""
+
+import copy
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from app.engines.engine import Completion, GenerationRequest, PolicyOwner, RolloutEngine
+from app.engines.ranks import RolloutRanks
+from app.engines.vllm.colocated import Colocated
+from app.engines.vllm.local import LocalEngineSettings
+from app.engines.vllm.separate import SeparateEngines
+from app.engines.vllm.settings import Placement, VLLMSettings, check_requests, require_vllm
+from app.engines.weight_sync import SyncRecord, Weights, policy_weights
+from app.policy.sharding import inner_model
+from app.stopping import STOP
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Backend = Colocated | SeparateEngines
+T = TypeVar("T")
+
+
+class VLLMEngine(RolloutEngine):
+    """A :class:`app.engines.engine.RolloutEngine` on vLLM.
+
+    Where a platform has no sleep mode or no CUDA graphs (a CPU), vLLM is asked and they are left out. With several
+    ranks, ``start``, ``sync``, ``generate`` and ``close`` are called on all of them: a colocated engine lives on every
+    rank, separate ones are driven by rank 0, which generates for all in one batch.
+
+    A colocated engine generates in the thread that calls it and uses the process's random generators, which are put
+    back afterwards: rollouts that overlap with training need a separate one, as does a limit on the time to answer.
+    What concerns GPUs (sleep, CUDA graphs, weight transfer) follows vLLM 0.32's interface and is untested.
+
+    Args:
+        placement: "colocated": in the trainer's process, weights handed over in memory. "separate": in processes
+            started here, or at ``address``.
+        address: host:port of ``python -m app.engines.vllm.server``, for an engine on another machine.
+        dtype: float32, bfloat16 or float16; "policy" is the one that the policy computes in (see trainer.precision).
+        gpu_memory_share: of a GPU's memory, for the engine's weights and cache.
+        kv_cache_gib: fixed size of the key-value cache instead; without a GPU 1 GiB where none is given.
+        sleep_level: what a colocated engine gives back to training, where the platform can: 0 nothing; 1 keeps the
+            weights in host memory; 2 drops them, and the next round of generation takes them from the policy again.
+        tensor_parallel_size: GPUs of one separate engine.
+        data_parallel_size: separate engines that share the requests, each of ``tensor_parallel_size`` GPUs.
+        devices: the separate engines' GPUs by number among those that the trainer sees; by default the first ones.
+        max_model_len: longest prompt and completion together; by default the model's own limit.
+        max_sequences: completions decoded at once.
+        prefix_caching: a prompt's keys and values are computed once for all its completions.
+        verify_weights: compares fingerprints after every sync and stops where they differ.
+        start_timeout_s: for a separate engine to start.
+        generate_timeout_s: for a separate engine to answer, after which it is taken to hang.
+        seed: of vLLM's own generators; completions have seeds of their own.
+
+    Attributes:
+        last_sync_seconds: time of the last ``sync``, verification included.
+        start_seconds: time of the last ``start``.
+
+    Raises:
+        ConfigurationError: a setting is out of range, or vLLM is not installed.
+    """
+
+    def __init__(
+        self,
+        placement: Placement = "colocated",
+        address: str | None = None,
+        dtype: str = "policy",
+        gpu_memory_share: float = 0.4,
+        kv_cache_gib: float | None = None,
+        sleep_level: int = 1,
+        tensor_parallel_size: int = 1,
+        data_parallel_size: int = 1,
+        devices: list[int] | None = None,
+        max_model_len: int | None = None,
+        max_sequences: int = 256,
+        prefix_caching: bool = True,
+        verify_weights: bool = True,
+        start_timeout_s: float = 600.0,
+        generate_timeout_s: float = 1800.0,
+        seed: int = 0,
+    ) -> None:
+        self.settings = VLLMSettings(
+            placement=placement,
+            address=address,
+            dtype=dtype,
+            gpu_memory_share=gpu_memory_share,
+            kv_cache_gib=kv_cache_gib,
+            sleep_level=sleep_level,
+            tensor_parallel_size=tensor_parallel_size,
+            data_parallel_size=data_parallel_size,
+            devices=None if devices is None else tuple(devices),
+            max_model_len=max_model_len,
+            max_sequences=max_sequences,
+            prefix_caching=prefix_caching,
+            verify_weights=verify_weights,
+            start_timeout_s=start_timeout_s,
+            generate_timeout_s=generate_timeout_s,
+            seed=seed,
+        )
+        if address is None:
+            require_vllm()
+        self.last_sync_seconds = 0.0
+        self.start_seconds = 0.0
+        self._backend: Backend | None = None
+        self._dtype = torch.float32
+        self._vocab_size = 0
+        self._max_model_len = 0
+        self._module: PolicyOwner | None = None
+        self._syncs = 0
+        self._ranks: RolloutRanks | None = None
+
+    def start(self, module: PolicyOwner) -> None:
+        """Builds the engine from the policy's config, without weights.
+
+        Raises:
+            EngineFailure: "start".
+            ConfigurationError: vLLM cannot run this model here.
+        """
+        self.close()
+        started = time.perf_counter()
+        self._ranks = self._ranks or RolloutRanks()
+        model = inner_model(module.policy)
+        self._dtype = self.settings.engine_dtype(module.compute_dtype)
+        self._vocab_size = model.config.vocab_size
+        with tempfile.TemporaryDirectory(prefix="vllm-model-") as folder:
+            write_model_files(model, module.tokenizer, Path(folder))
+            self._max_model_len = self._driven(lambda: self._open(Path(folder), module.device))
+        self.start_seconds = time.perf_counter() - started
+
+    def _open(self, folder: Path, device: torch.device) -> int:
+        """Starts the backend; returns the longest prompt and completion together."""
+        settings, local = self.settings, self._local_settings(device)
+        self._backend = (
+            SeparateEngines(settings, local, device) if self._separate else Colocated(local, settings.sleep_level)
+        )
+        try:
+            self._backend.start(folder)
+        except BaseException:  # Ctrl-C too leaves no engine behind
+            self.close()
+            raise
+        return self._backend.max_model_len
+
+    def _local_settings(self, device: torch.device) -> LocalEngineSettings:
+        settings, index, together = self.settings, device.index or 0, self._together
+        launched = not self._separate and (together.size > 1 or index > 0)
+        return LocalEngineSettings(
+            dtype=str(self._dtype).removeprefix("torch."),
+            gpu_memory_share=settings.gpu_memory_share,
+            kv_cache_gib=settings.kv_cache_gib,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            max_model_len=settings.max_model_len,
+            max_sequences=settings.max_sequences,
+            prefix_caching=settings.prefix_caching,
+            sleep=not self._separate and settings.sleep_level > 0,
+            seed=settings.seed,
+            rank=together.rank if launched else None,
+            device_index=index,
+        )
+
+    @property
+    def concurrent(self) -> bool:
+        """Whether it may generate while the policy is trained: it holds weights and processes of its own."""
+        return self._separate
+
+    @property
+    def _separate(self) -> bool:
+        return self.settings.placement == "separate"
+
+    def _driven(self, action: Callable[[], T]) -> T:
+        """Separate engines are driven by rank 0 for all ranks, colocated ones by each rank for itself; either way a
+        failure is one of all ranks, which restart together."""
+        return self._together.on_rank_zero(action) if self._separate else self._together.on_every_rank(action)
+
+    def sync(self, module: PolicyOwner) -> None:
+        """Hands over the policy's weights, proves that they arrived, and forgets cached prefixes.
+
+        Raises:
+            EngineFailure: "died", "hung" or "refused".
+            WeightSyncError: the engine holds something else; the message names the tensors.
+        """
+        started = time.perf_counter()
+        self._module = module
+        weights = policy_weights(module.policy)
+        if self._separate and self._together.rank > 0:
+            _drain(weights)
+        self._driven(lambda: self._hand_over(weights))
+        self._syncs += 1
+        self.last_sync_seconds = time.perf_counter() - started
+
+    def _hand_over(self, weights: Weights) -> None:
+        backend = self._running()
+        record = SyncRecord(self._dtype, self._syncs)
+        try:
+            backend.load(record.watch(weights) if self.settings.verify_weights else weights)
+        finally:
+            _drain(weights)  # to the end, whatever happened: other ranks take part in gathering every shard
+        if self.settings.verify_weights:
+            for held in backend.fingerprints(record.widths, record.round_number):
+                record.check(held)
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """See :class:`app.engines.engine.RolloutEngine`.
+
+        Raises:
+            EngineFailure: "died", "hung" or "refused".
+            ConfigurationError: a request that vLLM would not answer as asked.
+        """
+        check_requests(requests, self._vocab_size, self._max_model_len, self.settings.max_model_len is not None)
+        if not self._separate:
+            backend = self._running()
+            if backend.needs_weights and self._module is not None:
+                self.sync(self._module)
+            return self._driven(lambda: _interruptible(backend, requests))
+        everyone, mine = self._together.gathered(list(requests))
+        return self._driven(lambda: _interruptible(self._running(), everyone))[mine]
+
+    def close(self) -> None:
+        """Ends the engine, and its processes where they are ours; may be called again."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    @property
+    def _together(self) -> RolloutRanks:
+        if self._ranks is None:
+            raise RuntimeError("the engine is not started: call start(module) first")
+        return self._ranks
+
+    def _running(self) -> Backend:
+        if self._backend is None:
+            raise RuntimeError("the engine is not started: call start(module) first")
+        return self._backend
+
+
+def _interruptible(backend: Backend, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+    with STOP.interruptible():
+        return backend.generate(requests)
+
+
+def _drain(weights: Weights) -> None:
+    deque(weights, maxlen=0)
+
+
+def write_model_files(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
+    """Writes config.json and the tokenizer, all that vLLM needs to build the model without its weights."""
+    names = [cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")]
+    config = copy.deepcopy(model.config)
+    config.architectures = names[:1]  # sharding wraps the class under another name
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,114 @@
+"""The command line as a user meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ["--config", str(ROOT / "configs/quickstart/grpo_lambda.yaml")]
+
+
+@pytest.fixture(autouse=True)
+def _policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folders that the quickstart's configuration names exist; no weight of theirs can be loaded."""
+    folder = tmp_path / "runs/quickstart/warm-start/hf"
+    folder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (folder / name).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--rollouts.group_sise 3", "rollouts.group_sise: no such key; did you mean group_size? (in command line)"),
+        ("--rollouts.group_size 1", "rollouts.group_size: must be at least 2, got 1"),
+        ("--rollouts.group_size x", "rollouts.group_size: Expected int. Got value: x (in command line)"),
+        ("--model.objective.lam 1.5", "model.objective.lam: must lie in [0, 1], got 1.5 (in command line)"),
+        ("--model.objective.style recentt", "model.objective.style: unknown name 'recentt'; did you mean 'recent'?"),
+        ("--model.class_path GRPOLamdaModule", "no class GRPOLamdaModule; did you mean GRPOLambdaModule?"),
+        ("--model.policy.path runs/quickstart/warm-strat/hf", "model.policy.path: no such folder"),
+        ("--model.mini_batches 3", "model.mini_batches: 3 does not divide the 16 prompts of an iteration"),
+        ("--rollouts null", "rollouts: GRPOLambdaModule learns from rollouts"),
+        ("--trainer.max_epocs 3", "trainer.max_epocs: no such key; did you mean max_epochs?"),
+        ("--model.objective.lam=${nope}", "model.objective.lam: Interpolation key 'nope' not found"),
+        ("--config missing.yaml", "there is no file missing.yaml"),
+        ("--rollouts.truncated drop", "rollouts.truncated: must be one of keep, mask, penalise, got 'drop'"),
+        ("--rollouts.engine.class_path app.Nope", "rollouts.engine.class_path: no class app.Nope"),
+        ("--model.objective.reduction constant", "model.objective.max_tokens: reduction 'constant' needs it"),
+        ("--data.class_path SFTDataModule", "data"),
+        (f"--config {ROOT}/configs/strategy/fsdp.yaml --trainer.accelerator cpu", "trainer: The strategy `fsdp`"),
+    ],
+)
+def test_wrong_input_gives_one_line_and_exit_code_2(
+    arguments: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", *QUICKSTART, *arguments.split()]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert expected in errors[0]
+
+
+def test_an_unknown_command_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == "error: no command train; there are fit, validate\n"
+
+
+def test_the_file_that_sets_a_wrong_value_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("model: {init_args: {objective: {lam: 2.0}}}\n")
+    assert main(["fit", *QUICKSTART, "--config", "mine.yaml"]) == 2
+    assert "error: model.objective.lam: must lie in [0, 1], got 2.0 (in mine.yaml)" in capsys.readouterr().err
+
+
+def test_stacked_files_overrides_and_interpolation_make_one_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    reference = "{max_new_tokens: '${data.init_args.iterations}'}"
+    Path("mine.yaml").write_text(f"rollouts: {{init_args: {{group_size: 4, sampling: {reference}}}}}\n")
+    with pytest.raises(SystemExit) as ended:
+        main(["fit", *QUICKSTART, "--config", "mine.yaml", "--data.iterations", "33", "--print_config"])
+    assert ended.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    rollouts = config["rollouts"]["init_args"]
+    assert rollouts["group_size"] == 4
+    assert rollouts["sampling"]["max_new_tokens"] == 33
+    assert rollouts["sampling"]["temperature"] == 1.0
+    assert config["data"]["init_args"]["iterations"] == 33
+    assert config["model"]["init_args"]["objective"]["lam"] == 0.98
+
+
+def test_a_benchmark_that_the_data_does_not_have_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.yaml").write_text("evaluation: {benchmarks: {heldot: {samples: 2, temperature: 1.0}}}\n")
+    assert main(["fit", *QUICKSTART, "--config", "mine.yaml"]) == 2
+    expected = "error: evaluation.benchmarks.heldot: no such benchmark in data.benchmarks; did you mean heldout?"
+    assert expected in capsys.readouterr().err
+
+
+def test_help_is_there_without_loading_anything() -> None:
+    script = "import sys; from app.cli.main import main; main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: python main.py {fit,validate}")
+    assert done.stdout.endswith("False\n")
+
+
+def test_a_wrong_key_is_named_before_transformers_is_imported() -> None:
+    script = (
+        "import sys; from app.cli.main import main; code = main(['fit', '--nam', 'x']); "
+        "print(code, [name for name in ('transformers', 'vllm', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "2 []\n"
+    assert "error: nam: no such key; did you mean name?" in done.stderr
+
+
+def test_the_process_ends_with_code_2_and_one_line() -> None:
+    command = [sys.executable, "main.py", "fit", "--config", "configs/quickstart/grpo_lambda.yml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: --config: there is no file configs/quickstart/grpo_lambda.yml; "
+        "did you mean configs/quickstart/grpo_lambda.yaml?\n"
+    )

@@ -1,0 +1,49 @@
+"""The examples in docs/grading.md are true."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from app.grading.answers import extract_answer
+from app.grading.matching import judge
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "grading.md"
+SPAN = r"`((?:[^`])*)`"
+
+
+def _rows(columns: int) -> list[list[str]]:
+    lines = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    rows = [[cell.replace(r"\|", "|").strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    return [row for row in rows if len(row) == columns and row[0] not in ("Rule", "Convention")]
+
+
+def _pairs() -> list[tuple[str, str, str, str]]:
+    found = []
+    for row in _rows(4):
+        for sign, cell in (("≡", row[2]), ("≢", row[3])):
+            for example in cell.split("<br>"):
+                match = re.fullmatch(rf"{SPAN} {sign} {SPAN}(?: ‖ {SPAN})?", example)
+                assert match, f"unreadable example {example!r}"
+                found.append((match[1], sign, match[2], match[3] or "{}"))
+    return found
+
+
+def test_the_tables_are_found() -> None:
+    assert len(_rows(3)) >= 5
+    assert len(_rows(4)) >= 30
+    assert len(_pairs()) >= 120
+
+
+@pytest.mark.parametrize(("gold", "sign", "answer", "extra"), _pairs())
+def test_examples_of_equality(gold: str, sign: str, answer: str, extra: str) -> None:
+    assert judge(gold, answer, json.loads(extra)) == ("match" if sign == "≡" else "mismatch")
+
+
+def test_examples_of_extraction() -> None:
+    for row in _rows(3):
+        for example in row[2].split("<br>"):
+            match = re.fullmatch(rf"{SPAN} → (?:{SPAN}|no answer)", example)
+            assert match, f"unreadable example {example!r}"
+            assert extract_answer(match[1]) == match[2], example
