@@ -28,8 +28,7 @@ class FormatReward(RewardFunction):
             return False
         if self.thinking and not _ONE_THOUGHT.fullmatch(sample.completion):
             return False
-        boxes = boxed_answers(strip_thinking(sample.completion))
-        return len(boxes) == 1 and bool(boxes[0].strip())
+        return len(boxed_answers(strip_thinking(sample.completion))) == 1
 
 
 _ONE_THOUGHT = re.compile(r"\s*(?:<think>)?(?:(?!</?think>).)*</think>(?:(?!</?think>).)*", re.DOTALL)

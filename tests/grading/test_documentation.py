@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 
@@ -47,3 +48,14 @@ def test_examples_of_extraction() -> None:
             match = re.fullmatch(rf"{SPAN} → (?:{SPAN}|no answer)", example)
             assert match, f"unreadable example {example!r}"
             assert extract_answer(match[1]) == match[2], example
+
+
+def test_what_the_page_names_of_the_code_exists() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    methods = [f"app.grading.grader.{name}" for name in re.findall(r"`(Grader\.\w+)`", text)]
+    dotted = re.findall(r"`(app(?:\.\w+)+)`", text) + methods
+    assert len(dotted) >= 2
+    assert [name for name in dotted if locate(name) is None] == []
+    assert [
+        path for path in re.findall(r"`((?:app|tests)/[\w/.]+)`", text) if not (DOCUMENT.parents[1] / path).exists()
+    ] == []
