@@ -12,7 +12,7 @@ from app.engines.weight_sync import policy_weights
 from app.errors import ConfigurationError
 from app.policy.lora import has_adapters, save_adapter
 from app.policy.models import save_policy
-from app.policy.sharding import plain_model, whole_weights
+from app.policy.sharding.strategies import plain_model, whole_weights
 from app.policy.sources import check_replaceable
 from callbacks.run_folder import run_folder
 

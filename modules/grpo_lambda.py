@@ -18,7 +18,7 @@ from app.policy.lora import WithoutAdapters, has_adapters
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.packing import TokenBatch, split_by_rows, split_by_tokens
-from app.policy.sharding import evaluation
+from app.policy.sharding.strategies import evaluation
 from app.rollout.metric_sums import MetricSums
 from app.rollout.update_plan import UpdatePlan, plan_updates
 from modules.policy_module import PolicyModule

@@ -30,7 +30,7 @@ from app.policy.optimizers import (
     lr_factor,
     number_by_model,
 )
-from app.policy.sharding import Kind, Sharding, clip_gradients, trained_parameters
+from app.policy.sharding.strategies import Kind, Sharding, clip_gradients, trained_parameters
 from app.rollout.metric_sums import MetricSums
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ def _fsdp_options(strategy: Strategy) -> tuple[tuple[str, Any], ...]:
     """What ``trainer.strategy`` says about how FullyShardedDataParallel is to shard.
 
     Raises:
-        ConfigurationError: it asks for what :mod:`app.policy.sharding` decides itself.
+        ConfigurationError: it asks for what :mod:`app.policy.sharding.strategies` decides itself.
     """
     if not isinstance(strategy, FSDPStrategy):
         return ()

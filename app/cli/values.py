@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from app.errors import closest
-from app.policy.sharding import PRECISIONS
+from app.policy.sharding.strategies import PRECISIONS
 from app.policy.sources import nearest_sibling
 from app.slurm import noted_checkpoint
 

@@ -7,7 +7,7 @@ from app.dry_run.sources import overlap_counts
 from app.engines.engine import GenerationRequest
 from app.errors import ConfigurationError
 from app.policy.optimizers import check_optimizer
-from app.policy.sharding import Sharding
+from app.policy.sharding.strategies import Sharding
 
 LARGE = 100_000_000
 """Trainable parameters from which the usual ranges of learning rates hold; small models take much higher ones."""

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 
 from app.errors import ConfigurationError
-from app.policy.sharding import Kind, Sharding
+from app.policy.sharding.strategies import Kind, Sharding
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The processes of a run, and the sizes of numbers in them as :mod:`app.policy.sharding` makes them.
+    """The processes of a run, and the sizes of numbers in them as :mod:`app.policy.sharding.strategies` makes them.
 
     Attributes:
         devices: ranks on each machine.

@@ -18,7 +18,7 @@ from app.engines.sampling import draw, uniforms
 from app.engines.stop_strings import StopStrings
 from app.errors import ConfigurationError
 from app.policy.packing import pad_left, positions
-from app.policy.sharding import evaluation_mode, whole_parameters
+from app.policy.sharding.strategies import evaluation_mode, whole_parameters
 from app.stopping import STOP
 
 if TYPE_CHECKING:

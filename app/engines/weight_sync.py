@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from app.errors import ConfigurationError
-from app.policy.sharding import readable, unwrapped
+from app.policy.sharding.strategies import readable, unwrapped
 
 if TYPE_CHECKING:
     from torch import nn

@@ -25,7 +25,7 @@ from app.policy.lora import LoraSettings
 from app.policy.models import NewTokenizerSettings, PolicySettings, load_policy
 from app.policy.optimizers import OptimizerSettings, build_optimizer
 from app.policy.packing import build
-from app.policy.sharding import Sharding, trained_parameters
+from app.policy.sharding.strategies import Sharding, trained_parameters
 from tests.dry_run.published import PUBLISHED
 from tests.models import tiny_config
 from tests.running import policy_settings

@@ -12,7 +12,7 @@ from app.dry_run.memory import Resident, count_parameters, resident_items
 from app.errors import ConfigurationError
 from app.policy.models import load_policy
 from app.policy.optimizers import OptimizerSettings, build_optimizer
-from app.policy.sharding import trained_parameters
+from app.policy.sharding.strategies import trained_parameters
 from callbacks import IterationCheckpoint
 from tests.running import (
     equal_weights,

@@ -23,9 +23,9 @@ import torch
 
 from app.errors import ConfigurationError
 from app.policy.checkpoints import is_checkpoint, trained_from
-from app.policy.filling import fill_buffers, fill_shards
 from app.policy.lora import base_model
 from app.policy.precision import Autocast
+from app.policy.sharding.filling import fill_buffers, fill_shards
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from app.errors import ConfigurationError
-from app.policy.filling import draw
 from app.policy.lora import LoraSettings
 from app.policy.models import empty_policy, finished, load_policy
 from app.policy.optimizers import OptimizerSettings, build_optimizer, check_optimizer, number_by_model
-from app.policy.sharding import Sharding, clip_gradients, plain_model, trained_parameters, whole_parameters
+from app.policy.sharding.filling import draw
+from app.policy.sharding.strategies import Sharding, clip_gradients, plain_model, trained_parameters, whole_parameters
 from tests.modules.test_grpo_lambda import Recorder
 from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, policy_settings, weights_of
 
