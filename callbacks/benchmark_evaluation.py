@@ -30,7 +30,7 @@ from app.evaluation.numerics import engine_settings, inner_engine, numerics
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
 from app.evaluation.samples import SampleLog, check_name, merge_samples, regrade_samples
 from app.grading.grader import Grader
-from app.policy.sharding.strategies import whole_parameters
+from app.policy.sharding.gathering import whole_parameters
 from app.seeds import derive_seed
 from callbacks.rollouts import RolloutCallback
 from callbacks.run_folder import run_folder

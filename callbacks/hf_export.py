@@ -12,7 +12,8 @@ from app.engines.weight_sync import policy_weights
 from app.errors import ConfigurationError
 from app.policy.lora import has_adapters, save_adapter
 from app.policy.models import save_policy
-from app.policy.sharding.strategies import plain_model, whole_weights
+from app.policy.sharding.gathering import whole_weights
+from app.policy.sharding.wrapping import plain_model
 from app.policy.sources import check_replaceable
 from callbacks.run_folder import run_folder
 

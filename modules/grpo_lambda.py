@@ -13,12 +13,12 @@ from app.data.problems import PromptBatch
 from app.errors import ConfigurationError, require
 from app.policy.checkpoints import is_checkpoint
 from app.policy.dropout import switch_off_dropout
+from app.policy.evaluating import evaluation
 from app.policy.logprobs import TokenStatistics, token_log_probs
 from app.policy.lora import WithoutAdapters, has_adapters
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.packing import TokenBatch, split_by_rows, split_by_tokens
-from app.policy.sharding.strategies import evaluation
 from app.rollout.metric_sums import MetricSums
 from app.rollout.update_plan import UpdatePlan, plan_updates
 from modules.policy_module import PolicyModule

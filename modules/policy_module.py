@@ -25,12 +25,14 @@ from app.policy.optimizers import (
     OptimizerSettings,
     build_optimizer,
     check_optimizer,
+    clip_gradients,
     group_settings,
     keep_settings,
     lr_factor,
     number_by_model,
+    trained_parameters,
 )
-from app.policy.sharding.strategies import Kind, Sharding, clip_gradients, trained_parameters
+from app.policy.sharding.strategies import Kind, Sharding
 from app.rollout.metric_sums import MetricSums
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ from app.engines.engine import Completion, FinishReason, GenerationRequest, Poli
 from app.engines.sampling import draw, uniforms
 from app.engines.stop_strings import StopStrings
 from app.errors import ConfigurationError
+from app.policy.evaluating import evaluation_mode
 from app.policy.packing import pad_left, positions
-from app.policy.sharding.strategies import evaluation_mode, whole_parameters
+from app.policy.sharding.gathering import whole_parameters
 from app.stopping import STOP
 
 if TYPE_CHECKING:

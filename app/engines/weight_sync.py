@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from app.errors import ConfigurationError
-from app.policy.sharding.strategies import readable, unwrapped
+from app.policy.sharding.gathering import readable
+from app.policy.sharding.wrapping import unwrapped
 
 if TYPE_CHECKING:
     from torch import nn

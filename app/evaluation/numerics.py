@@ -7,7 +7,7 @@ from app.engines.engine import PolicyOwner, RolloutEngine
 from app.engines.faults import GuardedEngine
 from app.engines.vllm.engine import VLLMEngine
 from app.evaluation.results import versions
-from app.policy.sharding.strategies import inner_model
+from app.policy.sharding.wrapping import inner_model
 
 
 def numerics(precision: str, module: PolicyOwner, engine: RolloutEngine) -> dict[str, Any]:

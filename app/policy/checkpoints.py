@@ -70,6 +70,13 @@ def trained_from(settings: "Settings") -> "Settings":
     return type(settings)(**values)
 
 
+def origin_of(settings: "Settings") -> "Settings":
+    """The settings of the model that is to be built: those behind a checkpoint, or ``settings``."""
+    while is_checkpoint(settings.path):
+        settings = trained_from(settings)
+    return settings
+
+
 def seed_behind(path: str, seed: int) -> int:
     """The seed of the run that saved the checkpoint at ``path``, from which new weights under its adapters are drawn
     again; ``seed`` where it does not say."""

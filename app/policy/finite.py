@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.policy.sharding.strategies import unwrapped
+from app.policy.sharding.wrapping import unwrapped
 
 Gather = Callable[[Any], Sequence[Any]]
 

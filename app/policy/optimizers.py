@@ -1,4 +1,4 @@
-"""The optimiser and its learning-rate schedule, as settings."""
+"""The optimiser, its learning-rate schedule and the clipping of gradients, as settings."""
 
 import math
 from collections.abc import Iterable
@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from app.errors import ConfigurationError
+from app.policy.sharding.wrapping import is_fsdp, unwrapped
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,17 @@ def lr_factor(settings: OptimizerSettings, iteration: int, total: float) -> floa
     return settings.final_lr_ratio + (1 - settings.final_lr_ratio) * falling
 
 
+def trained_parameters(model: Any) -> tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]]:
+    """The trained matrices, and the trained vectors (norms and biases), by the shapes they have when whole."""
+    matrices = getattr(model, "matrix_names", None)
+    found: tuple[list[torch.nn.Parameter], list[torch.nn.Parameter]] = ([], [])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = parameter.dim() > 1 if matrices is None else unwrapped(name) in matrices
+            found[0 if is_matrix else 1].append(parameter)
+    return found
+
+
 def build_optimizer(
     matrices: Iterable[torch.nn.Parameter], vectors: Iterable[torch.nn.Parameter], settings: OptimizerSettings
 ) -> torch.optim.Optimizer:
@@ -105,6 +117,20 @@ def keep_settings(schedule: torch.optim.lr_scheduler.LambdaLR, own: list[dict[st
     for group, settings, factor in zip(groups, own, schedule.lr_lambdas, strict=True):
         group.update(settings, lr=settings["initial_lr"] * factor(schedule.last_epoch))
     schedule._last_lr = [group["lr"] for group in groups]
+
+
+def clip_gradients(model: Any, max_norm: float | None) -> torch.Tensor:
+    """Scales the gradient down to the norm ``max_norm`` where it is larger; null only measures it. Collective.
+
+    Returns:
+        The norm before, over all ranks' parts.
+    """
+    limit = float("inf") if max_norm is None else max_norm
+    if is_fsdp(model):
+        return model.clip_grad_norm_(limit)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    norm = torch.nn.utils.clip_grad_norm_(trained, limit)
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def check_optimizer(settings: OptimizerSettings, sharded: bool) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from app.engines.engine import SamplingSettings
 from app.engines.ranks import RolloutRanks
 from app.policy.logprobs import last_logits, selective_log_softmax, token_log_probs
-from app.policy.sharding.strategies import whole_parameters
+from app.policy.sharding.gathering import whole_parameters
 from app.rollout.mismatch import log_ratios
 
 if TYPE_CHECKING:

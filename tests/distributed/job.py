@@ -18,7 +18,7 @@ from app.engines.engine import SamplingSettings
 from app.policy.lora import LoraSettings
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
-from app.policy.sharding.strategies import whole_weights
+from app.policy.sharding.gathering import whole_weights
 from app.rewards.imported import ImportedReward
 from app.rewards.reward import RewardSample
 from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint, TraceLogging

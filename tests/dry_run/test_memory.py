@@ -23,9 +23,9 @@ from app.engines.kv_cache import new_cache
 from app.policy.logprobs import token_log_probs
 from app.policy.lora import LoraSettings
 from app.policy.models import NewTokenizerSettings, PolicySettings, load_policy
-from app.policy.optimizers import OptimizerSettings, build_optimizer
+from app.policy.optimizers import OptimizerSettings, build_optimizer, trained_parameters
 from app.policy.packing import build
-from app.policy.sharding.strategies import Sharding, trained_parameters
+from app.policy.sharding.strategies import Sharding
 from tests.dry_run.published import PUBLISHED
 from tests.models import tiny_config
 from tests.running import policy_settings

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecision
 
 from app.errors import ConfigurationError
 from app.policy.lora import LoraSettings
+from app.policy.sharding.strategies import Sharding
 from modules.policy_module import _check_mesh, _fsdp_options, _kind
 from tests.running import fit, make_data, make_module, make_rollouts, policy_settings
 
@@ -121,3 +122,17 @@ def test_gradients_in_host_memory_are_exchanged_once_a_step(strategy: Strategy, 
     for last in (False, False, True):
         module.accumulate(torch.zeros(()), last)
     assert order == (["no_sync", "backward", "no_sync", "backward", "backward"] if waits else ["backward"] * 3)
+
+
+@pytest.mark.parametrize("offload", [True, False])
+def test_a_policy_in_host_memory_stays_there_when_the_module_moves(offload: bool) -> None:
+    """The meta device stands for a GPU here: Lightning moves the whole module to it."""
+    module = make_module()
+    module.configure_model()
+    module.register_buffer("other", torch.zeros(1))
+    module.sharding = Sharding(kind="fsdp2", offload=offload)
+    assert module.to("meta") is module
+    assert module.device.type == "meta"
+    assert module.other.is_meta
+    assert {parameter.is_meta for parameter in module.policy.parameters()} == {not offload}
+    assert "policy" in dict(module.named_children())

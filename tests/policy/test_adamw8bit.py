@@ -11,8 +11,7 @@ import torch
 from app.dry_run.memory import Resident, count_parameters, resident_items
 from app.errors import ConfigurationError
 from app.policy.models import load_policy
-from app.policy.optimizers import OptimizerSettings, build_optimizer
-from app.policy.sharding.strategies import trained_parameters
+from app.policy.optimizers import OptimizerSettings, build_optimizer, trained_parameters
 from callbacks import IterationCheckpoint
 from tests.running import (
     equal_weights,

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from app.errors import ConfigurationError
 from app.policy.models import PolicySettings, empty_policy, end_token_ids, load_policy, load_tokenizer, save_policy
-from app.policy.sharding.strategies import plain_model
+from app.policy.sharding.wrapping import plain_model
 from tests.running import policy_settings
 
 

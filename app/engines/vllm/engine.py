@@ -17,7 +17,7 @@ from app.engines.vllm.local import LocalEngineSettings
 from app.engines.vllm.separate import SeparateEngines
 from app.engines.vllm.settings import Placement, VLLMSettings, check_requests, require_vllm
 from app.engines.weight_sync import SyncRecord, Weights, policy_weights
-from app.policy.sharding.strategies import inner_model
+from app.policy.sharding.wrapping import inner_model
 from app.stopping import STOP
 
 if TYPE_CHECKING:

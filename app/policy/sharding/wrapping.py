@@ -1,0 +1,53 @@
+"""What a policy is wrapped in on its way to the ranks: sharding and adapters, and the Hugging Face model inside."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from app.policy.lora import base_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def is_fsdp2(model: Any) -> bool:
+    """Whether ``model`` is sharded by ``fully_shard``."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return isinstance(model, FSDPModule)
+
+
+def is_fsdp(model: Any) -> bool:
+    """Whether ``model`` is a FullyShardedDataParallel."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return isinstance(model, FullyShardedDataParallel)
+
+
+def unwrapped(name: str) -> str:
+    """A parameter's name without what FullyShardedDataParallel adds."""
+    return name.replace("_fsdp_wrapped_module.", "")
+
+
+def inner_model(model: Any) -> "PreTrainedModel":
+    """The Hugging Face model inside FullyShardedDataParallel and adapters, its parameters as they are."""
+    return base_model(model.module if is_fsdp(model) else model)
+
+
+def plain_model(model: Any) -> "PreTrainedModel":
+    """The Hugging Face model that ``model`` is, without sharding, adapters or values: on the meta device."""
+    base = inner_model(model)
+    kind: Any = next(cls for cls in type(base).__mro__ if cls.__module__.startswith("transformers.models."))
+    with torch.device("meta"):
+        plain = kind._from_config(copy.deepcopy(base.config))
+    plain.generation_config = base.generation_config
+    return plain
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the model computes; offloaded parameters lie elsewhere."""
+    buffer, parameter = next(model.buffers(), None), next(model.parameters())
+    if buffer is not None:
+        return buffer.device
+    return torch.device(parameter.device_mesh.device_type) if is_fsdp2(model) else parameter.device
