@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import threading
 import warnings
 
 from tqdm import tqdm
@@ -62,6 +63,7 @@ def speak_plainly() -> None:
     # Of a kernel for 4-bit weights, which nothing here has; peft imports bitsandbytes wherever it is installed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     warnings.formatwarning = _line
+    threading.excepthook = _thread_ended
     for pattern in UNHEEDED:
         warnings.filterwarnings("ignore", pattern)
 
@@ -70,3 +72,10 @@ def _line(message: Warning | str, category: type[Warning], filename: str, lineno
     """A warning without the place in a library that happened to raise it."""
     kind = "" if category is UserWarning else f"{category.__name__}: "
     return f"warning: {kind}{' '.join(str(message).split())}\n"
+
+
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """No traceback where TensorBoard's writer ends: its error is raised in the main thread too, by the flush that
+    follows each iteration and the run."""
+    if not type(ended.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(ended)

@@ -1,6 +1,6 @@
 """The errors that the command line turns into a single line, and what the messages of bad settings share."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
 
@@ -19,6 +19,16 @@ class ConfigurationError(ValueError):
 
 class DivergenceError(RuntimeError):
     """Training has left the finite numbers; all ranks raise it together."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """``error``, what it was raised from, and so on, each once: an exception that is raised again while its own
+    consequence is handled makes the chain a circle."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def closest(written: str, valid: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -5,7 +5,6 @@ signatures before it, so that a misspelt key or class is named whole.
 """
 
 import dataclasses
-import errno
 import importlib
 import inspect
 import re
@@ -19,9 +18,8 @@ from typing import Any
 import yaml
 
 from app.cli.values import value_problems
-from app.errors import ConfigurationError, closest
+from app.errors import ConfigurationError, causes, closest
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
@@ -84,22 +82,17 @@ def explain(error: ConfigurationError, sources: Sequence[Source]) -> str:
 
 
 def configuration_error(error: BaseException) -> ConfigurationError | None:
-    """The innermost configuration error behind ``error`` (the parser wraps those that constructors raise); a full
-    disk is one, too."""
+    """The innermost configuration error behind ``error`` (the parser wraps those that constructors raise)."""
     from omegaconf.errors import OmegaConfBaseException
 
-    found, cause = None, error
-    while cause is not None:
+    found = None
+    for cause in causes(error):
         if isinstance(cause, ConfigurationError):
             found = cause
         elif isinstance(cause, OmegaConfBaseException) and found is None:
             reason = str(cause.msg or cause).splitlines()[0]
             hint = "; write the level init_args out, here and in the reference"
             found = ConfigurationError(reason + hint, key=_plain_key(cause.full_key))
-        elif isinstance(cause, OSError) and cause.errno in DISK_ERRORS and found is None:
-            place = cause.filename2 or cause.filename or "a file of the run"
-            found = ConfigurationError(f"cannot write {place}: {cause.strerror}; what was saved before is whole")
-        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
     return found
 
 

@@ -13,19 +13,16 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from app.cli.checks import check_parts
-from app.cli.errors import Source, check_keys, configuration_error, explain, parameters, read_sources
+from app.cli.errors import Source, check_keys, parameters, read_sources
+from app.cli.failures import ending
 from app.data.sources import HubSource, JsonLinesSource, RegisteredSource, SyntheticSource
-from app.engines.faults import EngineFailure
 from app.engines.transformers_engine import TransformersEngine
 from app.engines.vllm.engine import VLLMEngine
-from app.engines.weight_sync import WeightSyncError
-from app.errors import ConfigurationError, DivergenceError
+from app.errors import ConfigurationError
 from app.rewards.correctness import CorrectnessReward
 from app.rewards.format import FormatReward
 from app.rewards.imported import ImportedReward
 from app.rewards.overlong import OverlongPenalty
-from app.rewards.reward import RewardError
-from app.rollout.preflight import MismatchError
 from app.slurm import noted_checkpoint
 from app.stopping import STOP, StopRequested
 from callbacks import (
@@ -160,19 +157,16 @@ def run(arguments: list[str]) -> int:
         sources = read_sources(arguments[1:])
         check_keys(sources, _top_level(arguments[0]))
         _start(arguments)
-    except (DivergenceError, EngineFailure, MismatchError, RewardError, WeightSyncError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except StopRequested as stop:
         rank_zero_only(print)(stop, file=sys.stderr)
         STOP.finish()
         return stop.exit_code
     except Exception as error:
-        root = configuration_error(error)
-        if root is None:
+        said = ending(error, sources)
+        if said is None:
             raise
-        print(f"error: {explain(root, sources)}", file=sys.stderr)
-        return 2
+        print(f"error: {said[0]}", file=sys.stderr)
+        return said[1]
     return 0
 
 

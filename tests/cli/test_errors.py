@@ -1,6 +1,5 @@
 """The walk over configuration files beside classes' signatures, and the line that comes of an error."""
 
-import errno
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from app.cli.errors import (
     parameters,
     read_sources,
 )
+from app.cli.runner import BY_BARE_NAME  # noqa: F401  a class is found by its name once it has been imported
 from app.engines.engine import RolloutEngine
 from app.errors import ConfigurationError
 from app.rewards.reward import RewardFunction
@@ -152,14 +152,6 @@ def test_the_innermost_configuration_error_is_found() -> None:
         found = configuration_error(error)
     assert str(found) == "a.b: the cause"
     assert configuration_error(ValueError("another")) is None
-
-
-def test_a_full_disk_is_one_line_that_names_the_file() -> None:
-    full = OSError(errno.ENOSPC, "No space left on device", "tmp", None, "run/iteration-000002.ckpt.unfinished")
-    assert str(configuration_error(full)) == (
-        "cannot write run/iteration-000002.ckpt.unfinished: No space left on device; what was saved before is whole"
-    )
-    assert configuration_error(OSError(errno.EIO, "broken", "file")) is None
 
 
 def test_of_two_keys_with_the_same_end_the_one_whose_value_is_quoted_is_blamed() -> None:

@@ -9,7 +9,7 @@ from app.engines.engine import Completion, GenerationRequest
 from app.engines.faults import EngineFailure, FailureKind
 from app.engines.vllm.local import LocalEngine, LocalEngineSettings
 from app.engines.weight_sync import Weights, sum_of_shards
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, causes
 
 FAILURES = (RuntimeError, ValueError, OSError, MemoryError, AssertionError)
 """What vLLM raises; CUDA's out-of-memory error is a RuntimeError, and its checks of free memory are assertions."""
@@ -100,8 +100,7 @@ def failing(kind: FailureKind, what: str) -> Iterator[None]:
         raise EngineFailure(kind, message) from error
 
 
-def _forget_frames(error: BaseException | None) -> None:
+def _forget_frames(error: BaseException) -> None:
     """Lets go of what the failed calls held: the next engine would find the device's memory still taken by this one."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    for each in causes(error):
+        traceback.clear_frames(each.__traceback__)
