@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from app.errors import ConfigurationError, closest
 from app.rewards.reward import RewardFunction, RewardSample, Scores
@@ -12,7 +13,7 @@ class ImportedReward(RewardFunction):
     """A function of the user's own, by import path.
 
     Its signature is ``function(samples: Sequence[RewardSample]) -> Sequence[float | None]``: one score a sample, in
-    order, None where it cannot score.
+    order, None where it cannot score. Arrays and tensors of one dimension will do. It is called without gradients.
 
     Args:
         path: ``package.module:function``.
@@ -25,7 +26,7 @@ class ImportedReward(RewardFunction):
         self.name = name or path.partition(":")[2]
 
     def __call__(self, samples: Sequence[RewardSample]) -> Scores:
-        return list(self.function(samples))
+        return cast("Scores", self.function(samples))  # app.rewards.checked looks at it
 
 
 def _import_function(path: str) -> Callable[[Sequence[RewardSample]], Sequence[float | None]]:

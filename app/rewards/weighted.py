@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from app.errors import ConfigurationError
+from app.rewards.checked import checked_scores
 from app.rewards.correctness import CorrectnessReward
-from app.rewards.reward import RewardError, RewardFunction, RewardSample, Scores
+from app.rewards.reward import RewardFunction, RewardSample
 
+NAMED = 3
+"""Problems that a warning names at most."""
 logger = logging.getLogger(__name__)
 
 
@@ -50,11 +53,12 @@ class WeightedRewards:
             raise ConfigurationError(f"two reward functions have the same name: {', '.join(names)}", key="rewards")
         self.functions = list(functions)
         self.weights = dict(zip(names, weights, strict=True))
-        self._reported: set[str] = set()
+        self._unscored: set[str] = set()
+        self._next_report = 1
 
     def __call__(self, samples: Sequence[RewardSample]) -> WeightedScores:
         """The scores of N samples; :class:`RewardError` names the function and the problem that failed."""
-        scores = {function.name: _checked_scores(function, samples) for function in self.functions}
+        scores = {function.name: checked_scores(function, samples) for function in self.functions}
         rows = [dict(zip(scores, row, strict=True)) for row in zip(*scores.values(), strict=True)]
         totals = [self._total(row) for row in rows]
         self._report_unscored(samples, totals)
@@ -66,11 +70,19 @@ class WeightedRewards:
         return math.fsum(parts) if parts else math.nan
 
     def _report_unscored(self, samples: Sequence[RewardSample], totals: Sequence[float]) -> None:
-        unscored = {s.problem.id for s, total in zip(samples, totals, strict=True) if math.isnan(total)}
-        new = sorted(unscored - self._reported)
-        if new:
-            logger.warning("no reward function can score the completions of: %s", ", ".join(new))
-            self._reported |= unscored
+        """In words at the first problem, and whenever there are ten times as many as at the last report."""
+        unscored = {s.problem.id: None for s, total in zip(samples, totals, strict=True) if math.isnan(total)}
+        new = [problem for problem in unscored if problem not in self._unscored]
+        self._unscored.update(unscored)
+        if new and len(self._unscored) >= self._next_report:
+            self._next_report = 10 * len(self._unscored)
+            named = ", ".join(new[:NAMED]) + (f" and {len(new) - NAMED} more" if len(new) > NAMED else "")
+            logger.warning(
+                "no reward function can score the completions of %s; they teach nothing. Problems without a score so "
+                "far: %d; completions/unscored shows their share",
+                named,
+                len(self._unscored),
+            )
 
     def _graded(self) -> tuple[dict[str, int], dict[str, float]]:
         """Verdicts and counts of the function that grades answers, where there is one."""
@@ -84,36 +96,3 @@ class WeightedRewards:
         for function in self.functions:
             if isinstance(function, CorrectnessReward):
                 function.close()
-
-
-def _checked_scores(function: RewardFunction, samples: Sequence[RewardSample]) -> Scores:
-    try:
-        scores = list(function(samples))
-    except ConfigurationError:
-        raise
-    except (Exception, SystemExit) as error:
-        culprit = _first_failure(function, samples)
-        raise RewardError(f"reward {function.name!r} failed{culprit}: {type(error).__name__}: {error}") from error
-    if len(scores) != len(samples):
-        raise RewardError(f"reward {function.name!r} returned {len(scores)} scores for {len(samples)} samples")
-    return [_checked_score(function, *pair) for pair in zip(samples, scores, strict=True)]
-
-
-def _checked_score(function: RewardFunction, sample: RewardSample, score: object) -> float | None:
-    if score is None:
-        return None
-    # numpy and torch scalars are numbers by __float__; strings have none
-    if not hasattr(score, "__float__") or not math.isfinite(value := float(score)):
-        where = f"for problem {sample.problem.id!r}"
-        raise RewardError(f"reward {function.name!r} returned {score!r} {where}: a finite number or None is needed")
-    return value
-
-
-def _first_failure(function: RewardFunction, samples: Sequence[RewardSample]) -> str:
-    """Which sample alone makes the function fail, in words."""
-    for sample in samples:
-        try:
-            function([sample])
-        except (Exception, SystemExit):  # noqa: BLE001  the failure itself is being reported
-            return f" for problem {sample.problem.id!r}"
-    return " for a batch, though for none of its samples alone"

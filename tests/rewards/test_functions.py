@@ -2,8 +2,11 @@
 
 import logging
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from jsonargparse import ArgumentParser
 
 from app.data.problems import Problem
@@ -15,8 +18,11 @@ from app.rewards.imported import ImportedReward
 from app.rewards.overlong import OverlongPenalty
 from app.rewards.reward import RewardError, RewardFunction, RewardSample
 from app.rewards.weighted import WeightedRewards
+from tests.rewards.reward_examples import RETURNED
+from tests.running import fit, make_data, make_module, make_rollouts
 
 HERE = "tests.rewards.reward_examples"
+MEDDLER = f"{HERE}:meddler"
 
 
 def sample(
@@ -147,14 +153,95 @@ def test_weighted_sum() -> None:
     assert scores.counts == scores.verdicts == {}
 
 
-def test_what_no_function_can_score_is_nan_and_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_no_function_can_score_is_nan_and_reported_at_every_tenfold(caplog: pytest.LogCaptureFixture) -> None:
     rewards = WeightedRewards([Constant("a", None), Constant("watched", 1.0)], [1, 0])
+    problems = [RewardSample(Problem(f"p-{index}", "?", "5"), "x", 1, "stop", 100) for index in range(30)]
     with caplog.at_level(logging.WARNING):
-        assert all(map(math.isnan, rewards([sample("x")]).totals))
-        rewards([sample("x")])
-    assert [record.getMessage() for record in caplog.records] == [
-        "no reward function can score the completions of: p-1"
-    ]
+        for one in problems:
+            assert all(map(math.isnan, rewards([one, one]).totals))
+        rewards(problems)
+    one, ten = (record.getMessage() for record in caplog.records)
+    assert one == (
+        "no reward function can score the completions of p-0; they teach nothing. Problems without a score so far: 1; "
+        "completions/unscored shows their share"
+    )
+    assert "of p-9; they" in ten
+    assert "so far: 10;" in ten
+
+
+def test_a_warning_names_few_of_many_problems(caplog: pytest.LogCaptureFixture) -> None:
+    problems = [RewardSample(Problem(f"p-{index}", "?", "5"), "x", 1, "stop", 100) for index in range(3000)]
+    WeightedRewards([Constant("a", None)])(problems)
+    assert "completions of p-0, p-1, p-2 and 2997 more; they" in caplog.text
+    assert len(caplog.text.splitlines()) == 1
+
+
+class Returning:
+    """A reward function that returns this, whatever the samples."""
+
+    name = "mine"
+
+    def __init__(self, returned: Any) -> None:
+        self.returned = returned
+
+    def __call__(self, samples: Any) -> Any:
+        return self.returned
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("dictionary", "returned a dict: a list of one finite number"),
+        ("set", "returned a set: a list"),
+        ("text", "returned a str: a list"),
+        ("nothing", "returned None: a list"),
+        ("number", "returned a float: a list"),
+        ("scalar tensor", "returned a Tensor of shape []: a list"),
+        ("matrix", "returned a Tensor of shape [2, 3]: a list"),
+        ("column", "returned a Tensor of shape [2, 1]: a list"),
+        ("numpy matrix", "returned a ndarray of shape [2, 2]: a list"),
+        ("list of lists", "returned [1.0, 2.0] for problem 'p-1'"),
+        ("list of vectors", "returned tensor([0., 0., 0.]) for problem 'p-1'"),
+        ("too large", "returned 1000"),
+        ("complex", "returned 1j for problem 'p-1'"),
+        ("array strings", "for problem 'p-1': a finite number"),
+    ],
+)
+def test_what_is_no_list_of_scores_is_named_in_one_short_line(kind: str, message: str) -> None:
+    with pytest.raises(RewardError) as caught:
+        WeightedRewards([Returning(RETURNED[kind])])([sample("a"), sample("b")])
+    assert str(caught.value).startswith("reward 'mine' returned ")
+    assert message in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize(
+    ("kind", "scores"), [("vector", [1.0, 0.0]), ("numpy vector", [1.0, 0.0]), ("tuple", [1.0, None])]
+)
+def test_any_sequence_of_numbers_will_do(kind: str, scores: list[float | None]) -> None:
+    totals = WeightedRewards([Returning(RETURNED[kind])])([sample("a"), sample("b")]).totals
+    assert [None if math.isnan(total) else total for total in totals] == scores
+
+
+def test_scores_may_come_one_after_the_other() -> None:
+    assert WeightedRewards([ImportedReward(f"{HERE}:generator")])([sample("a"), sample("b")]).totals == [0.0, 1.0]
+
+
+def test_an_exception_of_many_lines_becomes_one_short_line() -> None:
+    with pytest.raises(RewardError) as caught:
+        WeightedRewards([ImportedReward(f"{HERE}:many_lines")])([sample("a")])
+    assert "failed for problem 'p-1': ValueError: a first line and a second xxx" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(caught.value)) < 700
+
+
+def test_what_a_function_changes_for_the_whole_process_is_put_back(tmp_path: Path) -> None:
+    """Without gradients the update would fail, with another dtype its products, elsewhere the next checkpoint."""
+    here = Path.cwd()
+    trainer = fit(tmp_path, make_module(), make_data(iterations=2), [make_rollouts(rewards=[ImportedReward(MEDDLER)])])
+    assert trainer.callback_metrics["grad_norm"] > 0
+    assert (torch.is_grad_enabled(), torch.get_default_dtype(), Path.cwd()) == (True, torch.float32, here)
 
 
 @pytest.mark.parametrize(
