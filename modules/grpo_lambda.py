@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from app.algorithm.advantages import check_advantage_settings, group_advantages
+from app.algorithm.advantages import AdvantageSettings, group_advantages
 from app.algorithm.objective import ObjectiveSettings, normaliser, policy_objective
 from app.data.problems import PromptBatch
 from app.errors import ConfigurationError, require
@@ -20,7 +20,7 @@ from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.packing import TokenBatch, split_by_rows, split_by_tokens
 from app.rollout.metric_sums import MetricSums
-from app.rollout.update_plan import UpdatePlan, plan_updates
+from app.rollout.update_plan import UpdatePlan, UpdateSettings, plan_updates
 from modules.policy_module import PolicyModule
 
 if TYPE_CHECKING:
@@ -35,11 +35,9 @@ class GRPOLambdaModule(PolicyModule):
     Args:
         policy: where the policy comes from.
         objective: traces, clipping, KL and reduction.
+        advantages: their scale, and the paper's clamp.
         optimizer: AdamW, its schedule and the norm clip.
-        advantage_scale: "std", "batch" or "none": what centred rewards are divided by.
-        clamp_negative: advantages below minus this are raised to it (the paper: 0.1); null switches it off.
-        updates_per_rollout: μ, passes over a rollout.
-        mini_batches: optimiser steps a pass; groups stay whole, so it must divide the prompts of a rank.
+        updates: how often a rollout is learned from.
         micro_batch_size: rows a forward and backward pass; changes memory and speed, never the gradient.
         micro_batch_tokens: instead: tokens a pass, rows times the longest of them; short rows are then many a pass.
         seed: of a newly built policy's weights.
@@ -51,11 +49,9 @@ class GRPOLambdaModule(PolicyModule):
         self,
         policy: PolicySettings,
         objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008  frozen: shared safely
+        advantages: AdvantageSettings = AdvantageSettings(),  # noqa: B008
         optimizer: OptimizerSettings = OptimizerSettings(),  # noqa: B008
-        advantage_scale: str = "std",
-        clamp_negative: float | None = 0.1,
-        updates_per_rollout: int = 1,
-        mini_batches: int = 1,
+        updates: UpdateSettings = UpdateSettings(),  # noqa: B008
         micro_batch_size: int = 64,
         micro_batch_tokens: int | None = None,
         seed: int = 0,
@@ -65,16 +61,13 @@ class GRPOLambdaModule(PolicyModule):
         super().__init__(policy, optimizer, seed, policy_offload)
         self.reference_offload = reference_offload
         self.objective = objective
-        self.advantage_scale = advantage_scale
-        self.clamp_negative = clamp_negative
-        self.updates_per_rollout = updates_per_rollout
-        self.mini_batches = mini_batches
+        self.advantages = advantages
+        self.updates = updates
         self.micro_batch_size = micro_batch_size
         self.micro_batch_tokens = micro_batch_tokens
-        for name in ("updates_per_rollout", "mini_batches", "micro_batch_size", "micro_batch_tokens"):
+        for name in ("micro_batch_size", "micro_batch_tokens"):
             value = getattr(self, name)
             require(value is None or value >= 1, "must be at least 1", value, f"model.{name}")
-        check_advantage_settings(advantage_scale, clamp_negative)
         self.experience: Experience | None = None
         # [B, T] log π_θ − log π_old as each row's last update saw it; NaN on rows that took no part.
         self.last_log_ratio: torch.Tensor | None = None
@@ -85,10 +78,10 @@ class GRPOLambdaModule(PolicyModule):
         """Refuses what the number of ranks makes impossible."""
         super().setup(stage)
         prompts = getattr(self.trainer.datamodule, "prompts_per_iteration", 0) // self.trainer.world_size
-        if stage == "fit" and prompts % self.mini_batches:
+        if stage == "fit" and prompts % self.updates.mini_batches:
             raise ConfigurationError(
-                f"{self.mini_batches} does not divide the {prompts} prompts of a rank: groups stay whole",
-                key="model.mini_batches",
+                f"{self.updates.mini_batches} does not divide the {prompts} prompts of a rank: groups stay whole",
+                key="model.updates.mini_batches",
             )
 
     def configure_model(self) -> None:
@@ -111,7 +104,7 @@ class GRPOLambdaModule(PolicyModule):
         switch_off_dropout(self.policy)
 
     def plan_updates(self, tokens: TokenBatch, rewards: torch.Tensor, loss_mask: torch.Tensor) -> UpdatePlan:
-        """How the iteration's rows are trained on. Collective under ``advantage_scale: batch``.
+        """How the iteration's rows are trained on. Collective under ``advantages.scale: batch``.
 
         At β = 0 a row without advantage has no gradient, and a row without a token in the loss never has one: leaving
         them out is exact and saves their passes.
@@ -124,7 +117,9 @@ class GRPOLambdaModule(PolicyModule):
         with_gradient = loss_mask.any(1)
         if self.objective.beta == 0:
             with_gradient &= self._advantages(rewards) != 0
-        return plan_updates(len(rewards), with_gradient, self.mini_batches, partial(self._micro_batches, tokens))
+        return plan_updates(
+            len(rewards), with_gradient, self.updates.mini_batches, partial(self._micro_batches, tokens)
+        )
 
     def longest_rows_a_pass(self, row_tokens: int) -> int:
         """How many rows of ``row_tokens`` tokens, prompt and completion, a micro-batch holds at most."""
@@ -177,8 +172,8 @@ class GRPOLambdaModule(PolicyModule):
         started, sums = time.perf_counter(), experience.metrics
         advantages = self._advantages(experience.rewards)
         self.last_log_ratio = torch.full_like(experience.old_log_probs, float("nan"))
-        for update in range(self.updates_per_rollout):
-            for step in range(self.mini_batches):
+        for update in range(self.updates.per_rollout):
+            for step in range(self.updates.mini_batches):
                 self._update(experience, advantages, step, update + step == 0, sums)
         sums.add("lr", self.advance_schedule())
         self.wait_for_device()
@@ -188,10 +183,10 @@ class GRPOLambdaModule(PolicyModule):
     def _advantages(self, rewards: torch.Tensor) -> torch.Tensor:
         """[P, G] rewards → [B] advantages; the "batch" whose spread may scale them is that of all ranks."""
         first, count = 0, len(rewards)
-        if self.advantage_scale == "batch":
+        if self.advantages.scale == "batch":
             first = self.trainer.global_rank * count
             rewards = torch.cat(self.gather_objects(rewards.cpu())).to(rewards.device)
-        advantages = group_advantages(rewards, self.advantage_scale, self.clamp_negative)
+        advantages = group_advantages(rewards, self.advantages.scale, self.advantages.clamp_negative)
         return advantages[first : first + count].flatten()
 
     def _update(

@@ -8,6 +8,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from app.algorithm.advantages import AdvantageSettings
 from app.algorithm.objective import ObjectiveSettings
 from app.data.problems import Problem, PromptBatch
 from app.data.sources import SyntheticSource
@@ -56,7 +57,7 @@ def make_module(objective: dict[str, Any] | None = None, **changes: Any) -> GRPO
         "policy": policy_settings(),
         "objective": ObjectiveSettings(**(objective or {})),
         "optimizer": OptimizerSettings(lr=1e-3, warmup_iterations=2),
-        "clamp_negative": None,
+        "advantages": AdvantageSettings(clamp_negative=None),
         "seed": 3,
     }
     return GRPOLambdaModule(**(settings | changes))

@@ -3,6 +3,8 @@
 Shapes: P prompts, G completions a prompt (a group).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -12,16 +14,32 @@ SCALES = ("std", "none", "batch")
 EPSILON = 1e-4  # in every denominator, as in TRL: keeps nearly tied groups from exploding
 
 
-def check_advantage_settings(scale: str, clamp_negative: float | None) -> None:
+@dataclass(frozen=True)
+class AdvantageSettings:
+    """How a completion's reward becomes its advantage.
+
+    Attributes:
+        scale: "std", "batch" or "none": what centred rewards are divided by.
+        clamp_negative: advantages below minus this are raised to it (the paper: 0.1); null switches it off.
+    """
+
+    scale: str = "std"
+    clamp_negative: float | None = 0.1
+
+    def __post_init__(self) -> None:
+        check_advantage_settings(self.scale, self.clamp_negative, "advantages.")
+
+
+def check_advantage_settings(scale: str, clamp_negative: float | None, place: str = "") -> None:
     """Refuse settings that :func:`group_advantages` could not use, before anything slow starts.
 
     Raises:
-        ConfigurationError: ``scale`` is unknown or ``clamp_negative`` is below 0.
+        ConfigurationError: ``scale`` is unknown or ``clamp_negative`` is below 0; ``place`` comes before their names.
     """
-    require_choice(scale, SCALES, key="scale")
+    require_choice(scale, SCALES, key=f"{place}scale")
     if clamp_negative is not None:
         rule = "must be at least 0 (advantages are cut off below minus this), or null for no cut"
-        require(clamp_negative >= 0, rule, clamp_negative, key="clamp_negative")
+        require(clamp_negative >= 0, rule, clamp_negative, key=f"{place}clamp_negative")
 
 
 def group_advantages(rewards: Tensor, scale: str = "std", clamp_negative: float | None = None) -> Tensor:

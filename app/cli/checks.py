@@ -50,11 +50,11 @@ def _check_rl(module: GRPOLambdaModule, data: "ProblemDataModule", rollouts: "Ro
     prompts = getattr(data, "prompts_per_iteration", None)
     if prompts is None:
         raise ConfigurationError("GRPOLambdaModule needs prompts: use MathPromptDataModule", key="data.class_path")
-    if prompts % module.mini_batches:
+    if prompts % module.updates.mini_batches:
         raise ConfigurationError(
-            f"{module.mini_batches} does not divide the {prompts} prompts of an iteration "
+            f"{module.updates.mini_batches} does not divide the {prompts} prompts of an iteration "
             "(data.prompts_per_iteration): groups stay whole",
-            key="model.mini_batches",
+            key="model.updates.mini_batches",
         )
     longest, allowed = rollouts.sampling.max_new_tokens, module.objective.max_tokens
     if module.objective.reduction == "constant" and allowed is not None and longest > allowed:
@@ -66,12 +66,12 @@ def _check_rl(module: GRPOLambdaModule, data: "ProblemDataModule", rollouts: "Ro
 
 def _warn_rl(module: GRPOLambdaModule, rollouts: "RolloutCallback") -> None:
     """What works, and is probably not meant."""
-    age = rollouts.every_n_iterations - 1 + rollouts.generate_ahead
-    if age and rollouts.correction is None:
+    age = rollouts.schedule.settings.greatest_age
+    if age and rollouts.mismatch.correction is None:
         rank_zero_warn(
             f"samples are up to {age} iteration{'s' * (age > 1)} older than the policy that learns from them. Ratio "
             "and clip do not see it, for they start from π_old, the policy before the update: watch staleness and "
-            "sampling/*, or set rollouts.correction"
+            "sampling/*, or set rollouts.mismatch.correction"
         )
     if module.objective.beta > 0 and module.objective.kl_estimator == "k1":
         rank_zero_warn(

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from app.cli.moved import moved
 from app.cli.values import value_problems
 from app.errors import ConfigurationError, causes, closest
 
@@ -239,7 +240,8 @@ def _problems(values: Any, known: Mapping[str, Any], path: list[str]) -> Iterato
     """(path, what is wrong) for each key of ``values`` that is not in ``known``, and so on below."""
     for key, value in values.items():
         if key not in known:
-            yield [*path, str(key)], f"no such key{nearest(str(key), list(known))}"
+            now = moved([*path, str(key)])
+            yield [*path, str(key)], f"is now {now}" if now else f"no such key{nearest(str(key), list(known))}"
         else:
             yield from _below(_plain(value), known[key], [*path, str(key)])
 

@@ -191,6 +191,6 @@ def _top_level(subcommand: str) -> dict[str, Any]:
     """Key → type, of everything that may stand at the top of a configuration."""
     own = {"trainer": Trainer, "model": PolicyModule, "data": ProblemDataModule, **CALLBACKS}
     method = parameters(getattr(Trainer, subcommand))
-    skipped = GRPOLambdaCLI.subcommands()[subcommand] | {"self"}
+    skipped = LightningCLI.subcommands()[subcommand] | {"self"}
     rest = {key: kind for key, kind in method.items() if key not in skipped}
     return {**own, **rest, "seed_everything": int, "name": str, "dry_run": bool}

@@ -29,7 +29,7 @@ ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
     "accumulate_grad_batches": (
         (1,),
         "gradients are summed over micro-batches by themselves: set model.micro_batch_size (memory) or "
-        "model.mini_batches (optimiser steps), and leave this out",
+        "model.updates.mini_batches (optimiser steps), and leave this out",
     ),
     "gradient_clip_val": ((None,), _CLIP),
     "gradient_clip_algorithm": ((None,), _CLIP),

@@ -107,10 +107,10 @@ def _length(plan: Plan) -> Iterator[str]:
 
 def _sampling(plan: Plan) -> Iterator[str]:
     rollouts = plan.parts.rollouts
-    if rollouts is not None and rollouts.sampling.truncates and rollouts.correction is None:
+    if rollouts is not None and rollouts.sampling.truncates and rollouts.mismatch.correction is None:
         yield (
             "rollouts.sampling: top_p, top_k or min_p draw from a narrower distribution than the trainer's; "
-            "switch them off or set rollouts.correction"
+            "switch them off or set rollouts.mismatch.correction"
         )
 
 

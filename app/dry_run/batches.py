@@ -36,15 +36,15 @@ def _rl_counts(
     module: GRPOLambdaModule, prompts: int, rollouts: "RolloutCallback", ranks: int, row_tokens: int
 ) -> Counts:
     share = _share(prompts, ranks, "prompts_per_iteration")
-    if share % module.mini_batches:
+    if share % module.updates.mini_batches:
         raise ConfigurationError(
-            f"{module.mini_batches} does not divide the {share} prompts of a rank "
+            f"{module.updates.mini_batches} does not divide the {share} prompts of a rank "
             f"({prompts} of an iteration over {ranks} ranks): groups stay whole",
-            key="model.mini_batches",
+            key="model.updates.mini_batches",
         )
     completions = share * rollouts.group_size
-    rows = completions // module.mini_batches
-    updates = module.updates_per_rollout * module.mini_batches
+    rows = completions // module.updates.mini_batches
+    updates = module.updates.per_rollout * module.updates.mini_batches
     micro = math.ceil(rows / module.longest_rows_a_pass(row_tokens))
     longest = rollouts.sampling.max_new_tokens
     return [

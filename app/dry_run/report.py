@@ -83,7 +83,7 @@ def _reference(plan: Plan) -> Literal["none", "device", "host"]:
 def _micro_batch(plan: Plan) -> MicroBatch:
     parts, rl = plan.parts, plan.parts.reinforcement
     if rl is not None and parts.rollouts is not None:
-        rows, logits = plan.completions_a_rank // rl.mini_batches, parts.rollouts.sampling.max_new_tokens
+        rows, logits = plan.completions_a_rank // rl.updates.mini_batches, parts.rollouts.sampling.max_new_tokens
         rows = min(rows, rl.longest_rows_a_pass(plan.row_tokens))
     else:
         rows, logits = parts.data.batch_size // plan.layout.ranks, plan.row_tokens
@@ -96,7 +96,7 @@ def _engine_items(plan: Plan, gathered_bytes: int) -> list[Item]:
     rollouts = plan.parts.rollouts
     if rollouts is None:
         return []
-    rows, engine = plan.completions_a_rank * rollouts.every_n_iterations, rollouts.engine.engine
+    rows, engine = plan.completions_a_rank * rollouts.schedule.settings.every_n_iterations, rollouts.engine.engine
     if isinstance(engine, TransformersEngine):
         items = generation_items(min(rows, engine.max_batch_rows), plan.row_tokens, plan.shape, plan.numbers)
         if plan.layout.sharded:

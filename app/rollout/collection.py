@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from app.data.problems import PromptBatch
 from app.engines.engine import Completion, GenerationRequest, RolloutEngine, SamplingSettings
+from app.errors import require, require_choice
 from app.rewards.reward import RewardSample
 from app.rewards.weighted import WeightedRewards
 from app.rollout.experience import Rollout
@@ -15,6 +17,40 @@ from app.seeds import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+TRUNCATED = ("keep", "mask", "penalise")
+
+
+@dataclass(frozen=True)
+class TruncationSettings:
+    """What becomes of completions that ``max_new_tokens`` cut off.
+
+    Attributes:
+        mode: "keep" them, "mask" them out of the loss (their reward still counts in the group's mean), or "penalise"
+            their reward by ``penalty``.
+        penalty: taken off the reward of a truncated completion under "penalise": "reward" and its spread are logged
+            with it, ``rewards/<name>/mean`` without.
+    """
+
+    mode: str = "keep"
+    penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_choice(self.mode, TRUNCATED, "rollouts.truncation.mode")
+        require(self.penalty >= 0, "must be at least 0", self.penalty, "rollouts.truncation.penalty")
+
+    @property
+    def taken_off(self) -> float:
+        """What a truncated completion's reward loses."""
+        return self.penalty if self.mode == "penalise" else 0.0
+
+    def loss_mask(self, completion_mask: torch.Tensor, rows: Sequence[Completion]) -> torch.Tensor:
+        """[B, T]: the tokens of B ``rows`` that the loss counts, out of those of ``completion_mask``."""
+        if self.mode != "mask":
+            return completion_mask
+        cut = torch.tensor([row.finish_reason == "length" for row in rows], device=completion_mask.device)
+        return completion_mask & ~cut[:, None]
 
 
 def rollout_requests(
@@ -88,6 +124,11 @@ class RolloutCollector:
         self.sampling = sampling
         self.seed = seed
         self.truncation_penalty = truncation_penalty
+
+    def through(self, engine: RolloutEngine) -> "RolloutCollector":
+        """The same with another engine."""
+        given = (self.rewards, self.group_size, self.sampling, self.seed, self.truncation_penalty)
+        return RolloutCollector(engine, *given)
 
     def collect(
         self,

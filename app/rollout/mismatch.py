@@ -42,9 +42,32 @@ class CorrectionSettings:
         }
         for name, (holds, rule) in rules.items():
             if not holds:
-                raise ConfigurationError(f"{rule}, got {getattr(self, name)!r}", key=f"mismatch.correction.{name}")
+                raise ConfigurationError(
+                    f"{rule}, got {getattr(self, name)!r}", key=f"rollouts.mismatch.correction.{name}"
+                )
         if self.mode == "truncated" and self.lower > 0:
-            raise ConfigurationError("needs mode: masked", key="mismatch.correction.lower")
+            raise ConfigurationError("needs mode: masked", key="rollouts.mismatch.correction.lower")
+
+
+@dataclass(frozen=True)
+class MismatchSettings:
+    """What is done about the engine's and the trainer's different log-probs.
+
+    Attributes:
+        preflight_limit: largest mean difference on the first rollout, in nats a token, above which the run stops and
+            names the likely cause; null checks nothing.
+        correction: importance weights against it; null for none.
+    """
+
+    preflight_limit: float | None = 0.1
+    correction: CorrectionSettings | None = None
+
+    def __post_init__(self) -> None:
+        limit = self.preflight_limit
+        if limit is not None and not limit >= 0:
+            raise ConfigurationError(
+                f"must be at least 0, or null for no check, got {limit}", key="rollouts.mismatch.preflight_limit"
+            )
 
 
 def log_ratios(sampler_log_probs: Tensor, trainer_log_probs: Tensor, mask: Tensor) -> Tensor:

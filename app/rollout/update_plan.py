@@ -12,6 +12,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from app.errors import require
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """How often a rollout is learned from.
+
+    Attributes:
+        per_rollout: μ, passes over a rollout.
+        mini_batches: optimiser steps a pass; groups stay whole, so it must divide the prompts of a rank.
+    """
+
+    per_rollout: int = 1
+    mini_batches: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("per_rollout", "mini_batches"):
+            value = getattr(self, name)
+            require(value >= 1, "must be at least 1", value, f"model.updates.{name}")
+
 
 @dataclass(frozen=True)
 class UpdatePlan:

@@ -12,13 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from app.errors import ConfigurationError
+from app.rollout.update_plan import UpdateSettings
 from callbacks import CompletionsTable, HFExport, IterationCheckpoint, IterationProgress
 from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, weights_of
 
 
 def test_checkpoints_are_by_iteration_whatever_the_updates(tmp_path: Path) -> None:
     keep = IterationCheckpoint(every_n_iterations=2, keep=2, folder=str(tmp_path / "c"))
-    module = make_module(updates_per_rollout=3)
+    module = make_module(updates=UpdateSettings(3))
     fit(tmp_path, module, make_data(iterations=7), [make_rollouts(), keep])
     names = sorted(path.name for path in (tmp_path / "c").iterdir())
     assert names == ["iteration-000006.ckpt", "iteration-000007.ckpt", "last.ckpt"]

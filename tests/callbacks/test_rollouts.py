@@ -21,9 +21,11 @@ from app.grading.grader import REASONS
 from app.policy.optimizers import OptimizerSettings
 from app.rewards.correctness import CorrectnessReward
 from app.rewards.reward import RewardSample
+from app.rollout.collection import TruncationSettings
 from app.rollout.dynamic_sampling import DynamicSamplingSettings, replace_tied, tied_groups
 from app.rollout.experience import Rollout, rollout_from_state, rollout_state
-from app.rollout.mismatch import CorrectionSettings
+from app.rollout.mismatch import CorrectionSettings, MismatchSettings
+from app.rollout.schedule import ScheduleSettings
 from callbacks import IterationCheckpoint
 from tests.running import (
     equal_weights,
@@ -90,7 +92,7 @@ def run(folder: Path, iterations: int = 4, **changes: Any) -> Watch:
 
 def test_a_period_generates_the_prompts_of_several_iterations_at_once(tmp_path: Path) -> None:
     engine = CountingEngine()
-    watch = run(tmp_path, iterations=5, engine=engine, every_n_iterations=2)
+    watch = run(tmp_path, iterations=5, engine=engine, schedule=ScheduleSettings(2))
     assert [len(call) for call in engine.calls] == [8, 8, 4]
     assert [metrics["staleness"] for metrics in watch.metrics] == [0, 1, 0, 1, 0]
     every = run(tmp_path, iterations=5)
@@ -102,7 +104,7 @@ def test_a_period_generates_the_prompts_of_several_iterations_at_once(tmp_path: 
 
 def test_old_log_probs_are_the_trainers_at_the_start_of_each_iteration(tmp_path: Path) -> None:
     """With a period the sampler's weights are older than π_old: the difference shows it, and only there."""
-    watch = run(tmp_path, iterations=4, every_n_iterations=2)
+    watch = run(tmp_path, iterations=4, schedule=ScheduleSettings(2))
     gaps = [metrics["sampling/sampling_logp_difference/max"] for metrics in watch.metrics]
     assert gaps[0] < 1e-4
     assert gaps[2] < 1e-4
@@ -121,7 +123,7 @@ def truncated_rows(experience: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("truncated", ["keep", "mask", "penalise"])
 def test_truncated_completions(tmp_path: Path, truncated: str) -> None:
-    watch = run(tmp_path, iterations=1, truncated=truncated, truncation_penalty=0.5, sampling=LONGER)
+    watch = run(tmp_path, iterations=1, truncation=TruncationSettings(truncated, 0.5), sampling=LONGER)
     experience, metrics = watch.experiences[0], watch.metrics[0]
     cut = truncated_rows(experience)
     assert 0 < cut.float().mean() < 1
@@ -138,7 +140,13 @@ def test_truncated_completions(tmp_path: Path, truncated: str) -> None:
 
 def test_what_the_penalty_tells_apart_is_tied_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Without it every group is tied: the metrics, the warning and the update speak of the same rewards."""
-    watch = run(tmp_path, iterations=1, truncated="penalise", sampling=LONGER, rewards=[reward("always_one")])
+    watch = run(
+        tmp_path,
+        iterations=1,
+        truncation=TruncationSettings("penalise"),
+        sampling=LONGER,
+        rewards=[reward("always_one")],
+    )
     metrics, cut = watch.metrics[0], truncated_rows(watch.experiences[0]).view(4, 4).double()
     tied = [group.sum() in (0, 4) for group in cut]
     assert 0 < sum(tied) < 4
@@ -152,7 +160,11 @@ def test_what_the_penalty_tells_apart_is_tied_nowhere(tmp_path: Path, caplog: py
 
 def test_dynamic_sampling_keeps_what_the_penalty_tells_apart(tmp_path: Path) -> None:
     """The first round's such groups stay; the further rounds' completions pay as well."""
-    settings: dict[str, Any] = {"truncated": "penalise", "sampling": LONGER, "rewards": [reward("always_one")]}
+    settings: dict[str, Any] = {
+        "truncation": TruncationSettings("penalise"),
+        "sampling": LONGER,
+        "rewards": [reward("always_one")],
+    }
     plain = run(tmp_path, iterations=1, **settings).experiences[0]
     watch = run(tmp_path, iterations=1, dynamic_sampling=DynamicSamplingSettings(1), **settings)
     experience = watch.experiences[0]
@@ -166,7 +178,11 @@ def test_dynamic_sampling_keeps_what_the_penalty_tells_apart(tmp_path: Path) -> 
 
 
 def test_a_rollout_that_waits_in_a_checkpoint_pays_the_penalty_once(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"truncated": "penalise", "sampling": LONGER, "every_n_iterations": 2}
+    settings: dict[str, Any] = {
+        "truncation": TruncationSettings("penalise"),
+        "sampling": LONGER,
+        "schedule": ScheduleSettings(2),
+    }
     keep = IterationCheckpoint(every_n_iterations=1, keep=9, folder=str(tmp_path / "c"))
     whole, resumed = Watch(), Watch()
     fit(tmp_path, make_module(), make_data(iterations=2), [make_rollouts(**settings), keep, whole])
@@ -241,7 +257,7 @@ def test_an_engine_that_fails_twice_stops_the_run_with_a_checkpoint_to_go_on_fro
 
 def test_a_run_that_resumes_within_a_period_does_not_take_age_for_a_mismatch(tmp_path: Path) -> None:
     """The preflight waits for a rollout from the current weights."""
-    settings = {"every_n_iterations": 4, "preflight_limit": 0.02}
+    settings = {"schedule": ScheduleSettings(4), "mismatch": MismatchSettings(0.02)}
     fast = OptimizerSettings(lr=0.1)
     keep = IterationCheckpoint(every_n_iterations=2, keep=9, folder=str(tmp_path / "c"))
     whole, resumed = make_module(optimizer=fast), make_module(optimizer=fast)
@@ -256,7 +272,12 @@ def test_a_run_that_resumes_within_a_period_does_not_take_age_for_a_mismatch(tmp
 
 def test_a_correction_reaches_the_loss_as_importance_weights(tmp_path: Path) -> None:
     """On a stale rollout the weights are the clipped ratios of trainer and sampler."""
-    watch = run(tmp_path, iterations=2, every_n_iterations=2, correction=CorrectionSettings(upper=1.5))
+    watch = run(
+        tmp_path,
+        iterations=2,
+        schedule=ScheduleSettings(2),
+        mismatch=MismatchSettings(correction=CorrectionSettings(upper=1.5)),
+    )
     experience = watch.experiences[1]
     ratio = (experience.old_log_probs - experience.sampler_log_probs).exp().clamp(max=1.5)
     expected = ratio * experience.loss_mask
@@ -366,10 +387,7 @@ def test_a_rollout_that_another_version_wrote_is_refused_in_one_line() -> None:
     [
         ({"group_size": 1}, "group_size"),
         ({"sampling": SamplingSettings(temperature=0)}, "sampling.temperature"),
-        ({"every_n_iterations": 0}, "every_n_iterations"),
-        ({"truncated": "drop"}, "truncated"),
-        ({"truncation_penalty": -1.0}, "truncation_penalty"),
-        ({"generate_ahead": True}, "generate_ahead"),
+        ({"schedule": ScheduleSettings(generate_ahead=True)}, "rollouts.schedule.generate_ahead"),
         ({"rewards": [reward(), reward()]}, "rewards"),
         ({"reward_weights": [1.0, 2.0]}, "reward_weights"),
     ],

@@ -18,6 +18,7 @@ from app.data.sources import SyntheticSource
 from app.engines.engine import SamplingSettings
 from app.engines.ranks import RolloutRanks
 from app.engines.transformers_engine import TransformersEngine
+from app.rollout.schedule import ScheduleSettings
 from app.stopping import STOP, StopRequested
 from callbacks import BenchmarkEvaluation, IterationCheckpoint, StopOnSignal
 from datamodules import SFTDataModule
@@ -106,7 +107,7 @@ def run(folder: Path, place: str = "", at: int = 0, resume: Path | None = None) 
     callbacks = [
         StopOnSignal(),
         SendingUpdate(at if place == "update" else 0),
-        make_rollouts(engine=SendingEngine(at if place == "engine" else 0), every_n_iterations=2),
+        make_rollouts(engine=SendingEngine(at if place == "engine" else 0), schedule=ScheduleSettings(2)),
         BenchmarkEvaluation(SamplingSettings(temperature=0.0, max_new_tokens=6), grader_workers=1),
         IterationCheckpoint(50, folder=str(folder / "checkpoints")),
     ]

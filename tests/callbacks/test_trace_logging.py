@@ -7,6 +7,7 @@ import torch
 
 from app.algorithm.objective import ObjectiveSettings
 from app.rollout.metric_sums import MetricSums
+from app.rollout.update_plan import UpdateSettings
 from callbacks import TraceLogging
 from callbacks.trace_logging import record_traces
 from tests.running import fit, make_module, make_rollouts, over_ranks
@@ -67,7 +68,7 @@ def test_a_rank_on_which_nothing_was_learned_leaves_the_spread_to_the_others() -
 
 
 def test_a_run_logs_every_style_side_by_side(tmp_path: Path) -> None:
-    module = make_module({"application": "none"}, updates_per_rollout=2)
+    module = make_module({"application": "none"}, updates=UpdateSettings(2))
     trainer = fit(tmp_path, module, None, [make_rollouts(), TraceLogging()])
     for style in ("none", "recent", "both"):
         assert trainer.callback_metrics[f"trace/{style}/z_max"] > 0

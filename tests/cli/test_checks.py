@@ -6,7 +6,8 @@ import pytest
 
 from app.cli.checks import check_parts
 from app.engines.vllm.engine import VLLMEngine
-from app.rollout.mismatch import CorrectionSettings
+from app.rollout.mismatch import CorrectionSettings, MismatchSettings
+from app.rollout.schedule import ScheduleSettings
 from callbacks import BenchmarkEvaluation
 from tests.running import make_benchmarks, make_data, make_module, make_rollouts
 
@@ -32,14 +33,20 @@ SEPARATE = VLLMEngine(placement="separate")
 
 
 @pytest.mark.parametrize(
-    "stale", [{"every_n_iterations": 4}, {"generate_ahead": True, "every_n_iterations": 3, "engine": SEPARATE}]
+    "stale", [{"schedule": ScheduleSettings(4)}, {"schedule": ScheduleSettings(3, True), "engine": SEPARATE}]
 )
 def test_samples_that_nothing_corrects_for_their_age_are_warned_of(stale: dict) -> None:
-    with pytest.warns(UserWarning, match="samples are up to 3 iterations older.*rollouts.correction"):
+    with pytest.warns(UserWarning, match="samples are up to 3 iterations older.*rollouts.mismatch.correction"):
         check_parts("fit", make_module(), make_data(), make_rollouts(**stale), None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_parts("fit", make_module(), make_data(), make_rollouts(**stale, correction=CorrectionSettings()), None)
+        check_parts(
+            "fit",
+            make_module(),
+            make_data(),
+            make_rollouts(**stale, mismatch=MismatchSettings(correction=CorrectionSettings())),
+            None,
+        )
 
 
 def test_a_kl_term_without_a_pull_is_warned_of() -> None:

@@ -135,7 +135,7 @@ def test_a_models_recipe_keeps_the_papers_settings(capsys: pytest.CaptureFixture
     assert module["policy"]["gradient_checkpointing"] is True
     objective = {name: module["objective"][name] for name in ("lam", "gamma", "application", "style")}
     assert objective == {"lam": 0.99, "gamma": 1.0, "application": "trace", "style": "both"}
-    assert (module["clamp_negative"], module["advantage_scale"]) == (0.1, "std")
+    assert module["advantages"] == {"clamp_negative": 0.1, "scale": "std"}
     assert rollouts["sampling"]["max_new_tokens"] == longest
     assert rollouts["group_size"] == 8
     assert config["data"]["init_args"]["prompt"]["max_prompt_tokens"] == 512

@@ -16,7 +16,7 @@ from tests.distributed.launch import run_ranks
 
 pytest.importorskip("vllm", reason="vLLM is optional: make setup-vllm")
 pytestmark = pytest.mark.slow
-AHEAD = ("--rollouts.generate_ahead", "true")
+AHEAD = ("--rollouts.schedule.generate_ahead", "true")
 
 
 def arguments(folder: Path, number: int | None = None, victim: str = "trainer") -> list[str]:

@@ -9,7 +9,11 @@ from tests.distributed.launch import untimed
 
 JOB: dict[str, Any] = {
     "objective": {"beta": 0.1, "lam": 0.9, "reduction": "token"},
-    "module": {"advantage_scale": "batch", "micro_batch_size": 3, "mini_batches": 2, "updates_per_rollout": 2},
+    "module": {
+        "advantages": {"scale": "batch", "clamp_negative": None},
+        "updates": {"per_rollout": 2, "mini_batches": 2},
+        "micro_batch_size": 3,
+    },
     "optimizer": {"weight_decay": 0.1, "max_grad_norm": 0.5},
     "max_new_tokens": 16,
 }

@@ -14,6 +14,7 @@ import torch
 from lightning import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from app.algorithm.advantages import AdvantageSettings
 from app.engines.engine import SamplingSettings
 from app.policy.lora import LoraSettings
 from app.policy.models import PolicySettings
@@ -21,6 +22,9 @@ from app.policy.optimizers import OptimizerSettings
 from app.policy.sharding.gathering import whole_weights
 from app.rewards.imported import ImportedReward
 from app.rewards.reward import RewardSample
+from app.rollout.collection import TruncationSettings
+from app.rollout.schedule import ScheduleSettings
+from app.rollout.update_plan import UpdateSettings
 from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint, TraceLogging
 from tests.distributed.fsdp_on_cpu import FSDPOnCPU
 from tests.running import (
@@ -33,6 +37,18 @@ from tests.running import (
     make_trainer,
     policy_settings,
 )
+
+GROUPS: dict[str, Any] = {
+    "advantages": AdvantageSettings,
+    "updates": UpdateSettings,
+    "schedule": ScheduleSettings,
+    "truncation": TruncationSettings,
+}
+
+
+def grouped(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a file, with what belongs together as the objects that the constructors take."""
+    return {name: GROUPS[name](**value) if name in GROUPS else value for name, value in settings.items()}
 
 
 def strategy(name: str, sharded_checkpoint: bool, **options: Any) -> Any:
@@ -90,11 +106,11 @@ def make(job: dict[str, Any]) -> tuple[Any, Any, list[Callback]]:
         else policy_settings(job.get("kind", "llama"), **job.get("config", {}))
     )
     policy = replace(policy, lora=lora, **job.get("policy", {}))
-    module = make_module(job.get("objective"), optimizer=optimizer, policy=policy, **job.get("module", {}))
+    module = make_module(job.get("objective"), optimizer=optimizer, policy=policy, **grouped(job.get("module", {})))
     benchmarks = {"benchmarks": make_benchmarks(5), "benchmark_batch_size": 2} if job.get("evaluate") else {}
     sampling = SamplingSettings(max_new_tokens=job.get("max_new_tokens", 10))
     score = ImportedReward(path=job.get("reward", "tests.running:digit_share"))
-    callbacks: list[Callback] = [make_rollouts(rewards=[score], sampling=sampling, **job.get("rollouts", {}))]
+    callbacks: list[Callback] = [make_rollouts(rewards=[score], sampling=sampling, **grouped(job.get("rollouts", {})))]
     if job.get("traces"):
         callbacks.append(TraceLogging())
     if benchmarks:

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 JOB: dict[str, Any] = {
     "optimizer": {"lr": 3e-3, "warmup_iterations": 0},
-    "rollouts": {"every_n_iterations": 2, "truncated": "penalise"},
+    "rollouts": {"schedule": {"every_n_iterations": 2}, "truncation": {"mode": "penalise"}},
     "max_new_tokens": 24,
     "iterations": 2,
     "traces": True,

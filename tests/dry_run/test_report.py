@@ -79,7 +79,7 @@ def numbers_after(text: str, label: str) -> list[str]:
 def test_it_prints_batches_paths_and_parameters_and_reads_no_weights(
     workspace: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    code, out, _ = dry_run(workspace, capsys, "--model.mini_batches", "2", "--model.updates_per_rollout", "3")
+    code, out, _ = dry_run(workspace, capsys, "--model.updates.mini_batches", "2", "--model.updates.per_rollout", "3")
     assert code == 0
     assert numbers_after(out, "prompts") == ["4", "4"]
     assert numbers_after(out, "completions") == ["8", "8"]
@@ -132,7 +132,12 @@ def test_the_supervised_stage(workspace: Path, capsys: pytest.CaptureFixture) ->
 
 REFUSED = {
     ("--trainer.devices", "3"): "data.prompts_per_iteration: 4 does not divide by the 3 ranks (in rl.yaml)",
-    ("--trainer.devices", "4", "--model.mini_batches", "2"): "model.mini_batches: 2 does not divide the 1 prompts",
+    (
+        "--trainer.devices",
+        "4",
+        "--model.updates.mini_batches",
+        "2",
+    ): "model.updates.mini_batches: 2 does not divide the 1 prompts",
     ("--data.prompt.max_prompt_tokens", "600"): "leave no room in the model's context of 512",
     ("--checkpoint.monitor", "eval/smal/accuracy"): "there is no benchmark 'smal' in data.benchmarks; there are small",
     ("--model.policy.dtype", "bfloat16", "--trainer.precision", "bf16-true"): "trains float32 master weights",
@@ -185,7 +190,7 @@ def test_a_correction_and_drop_silence_their_warnings(workspace: Path, capsys: p
     code, out, err = dry_run(
         workspace,
         capsys,
-        *("--rollouts.sampling.top_p", "0.9", "--rollouts.correction.mode", "truncated"),
+        *("--rollouts.sampling.top_p", "0.9", "--rollouts.mismatch.correction.mode", "truncated"),
         *("--data.benchmarks.small.source.path", "copied.jsonl", "--data.overlap", "drop"),
     )
     assert code == 0, err

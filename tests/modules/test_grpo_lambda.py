@@ -13,7 +13,10 @@ from app.engines.engine import SamplingSettings
 from app.errors import ConfigurationError, DivergenceError
 from app.policy.logprobs import token_log_probs
 from app.policy.optimizers import OptimizerSettings
-from app.rollout.mismatch import CorrectionSettings
+from app.rollout.collection import TruncationSettings
+from app.rollout.mismatch import CorrectionSettings, MismatchSettings
+from app.rollout.schedule import ScheduleSettings
+from app.rollout.update_plan import UpdateSettings
 from callbacks import IterationCheckpoint
 from tests.running import (
     equal_weights,
@@ -51,7 +54,7 @@ def run(folder: Path, objective: dict[str, Any] | None = None, data: Any = None,
 
 
 def test_lambda_0_recent_and_plain_grpo_are_bit_equal_runs(tmp_path: Path) -> None:
-    settings = {"updates_per_rollout": 2, "mini_batches": 2}
+    settings = {"updates": UpdateSettings(2, 2)}
     plain = run(tmp_path, {"application": "none"}, **settings)
     traced = run(tmp_path, {"application": "trace", "style": "recent", "lam": 0.0}, **settings)
     other = run(tmp_path, {"application": "trace", "style": "recent", "lam": 0.9}, **settings)
@@ -107,14 +110,14 @@ def test_micro_batches_by_tokens_change_nothing_but_memory(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "changed"),
     [
-        ({"correction": CorrectionSettings(upper=1.02)}, "importance_weights"),
-        ({"truncated": "mask", "sampling": SamplingSettings(max_new_tokens=30)}, "loss_mask"),
+        ({"mismatch": MismatchSettings(correction=CorrectionSettings(upper=1.02))}, "importance_weights"),
+        ({"truncation": TruncationSettings("mask"), "sampling": SamplingSettings(max_new_tokens=30)}, "loss_mask"),
     ],
 )
 def test_corrections_and_masks_reach_the_update(tmp_path: Path, options: dict[str, Any], changed: str) -> None:
     """The second iteration of a stale rollout against the functions of the algorithm over the whole batch."""
     recorder, module = Recorder(), make_module({"lam": 0.9}, optimizer=OptimizerSettings(lr=1e-2))
-    rollouts = make_rollouts(every_n_iterations=2, **options)
+    rollouts = make_rollouts(schedule=ScheduleSettings(2), **options)
     fit(tmp_path, module, make_data(iterations=2), [rollouts, recorder])
     experience = recorder.experiences[1]
     module.policy.load_state_dict(recorder.weights[1])
@@ -138,7 +141,10 @@ def test_corrections_and_masks_reach_the_update(tmp_path: Path, options: dict[st
 def test_low_precision_leaves_no_ratio_before_the_first_update(tmp_path: Path, mini_batches: int) -> None:
     """In bfloat16 log-probs depend on the rows beside: π_old is evaluated in the batches that are trained on."""
     frozen = OptimizerSettings(lr=1e-30)
-    recorder, module = Recorder(), make_module(mini_batches=mini_batches, micro_batch_size=3, optimizer=frozen)
+    recorder, module = (
+        Recorder(),
+        make_module(updates=UpdateSettings(1, mini_batches), micro_batch_size=3, optimizer=frozen),
+    )
     rollouts = make_rollouts(rewards=[reward("half_tied")], sampling=SamplingSettings(max_new_tokens=30))
     fit(tmp_path, module, make_data(iterations=1), [rollouts, recorder], precision="bf16-mixed")
     assert 0 < recorder.metrics[0]["frac_reward_zero_std"] < 1
@@ -163,7 +169,8 @@ def test_the_first_step_is_taken_at_ratio_1_whatever_two_evaluations_differ_by(t
 def test_a_policys_own_dropout_is_off(tmp_path: Path) -> None:
     policy = policy_settings(attention_dropout=0.5)
     plain, dropping = (
-        run(tmp_path, None, make_data(iterations=2), updates_per_rollout=2, **more) for more in ({}, {"policy": policy})
+        run(tmp_path, None, make_data(iterations=2), updates=UpdateSettings(2), **more)
+        for more in ({}, {"policy": policy})
     )
     assert equal_weights(plain.weights[-1], dropping.weights[-1])
 
@@ -172,7 +179,12 @@ def test_rows_without_a_token_in_the_loss_take_no_part(tmp_path: Path) -> None:
     sampling = SamplingSettings(max_new_tokens=2)  # which cuts every completion
     for beta in (0.0, 0.1):
         recorder, module = Recorder(), make_module({"beta": beta})
-        fit(tmp_path, module, make_data(), [make_rollouts(truncated="mask", sampling=sampling), recorder])
+        fit(
+            tmp_path,
+            module,
+            make_data(),
+            [make_rollouts(truncation=TruncationSettings("mask"), sampling=sampling), recorder],
+        )
         assert recorder.metrics[-1]["completions/clipped_ratio"] == 1
         assert recorder.metrics[-1]["updates/skipped"] == 1
         assert recorder.metrics[-1]["updates/row_share"] == 0
@@ -187,7 +199,7 @@ def test_rows_without_advantage_are_left_out_exactly(tmp_path: Path) -> None:
 
 
 def test_a_rollout_of_tied_groups_is_counted_and_changes_no_weight(tmp_path: Path) -> None:
-    recorder, module = Recorder(), make_module(updates_per_rollout=2)
+    recorder, module = Recorder(), make_module(updates=UpdateSettings(2))
     fit(tmp_path, module, make_data(), [make_rollouts(rewards=[reward("always_one")]), recorder])
     assert equal_weights(recorder.weights[0], weights_of(module))
     assert recorder.metrics[-1]["updates/skipped"] == 1
@@ -223,7 +235,7 @@ def test_a_gradient_that_is_not_finite_costs_its_step_alone(tmp_path: Path) -> N
 
 
 def test_gradients_that_stay_not_finite_end_the_run_with_a_whole_checkpoint(tmp_path: Path) -> None:
-    recorder, module = Recorder(), make_module(mini_batches=2)
+    recorder, module = Recorder(), make_module(updates=UpdateSettings(mini_batches=2))
     checkpoint = IterationCheckpoint(every_n_iterations=50, folder=str(tmp_path))
     callbacks = [make_rollouts(), recorder, NotFinite(1, 2), checkpoint]
     with pytest.warns(UserWarning, match="left out"), pytest.raises(DivergenceError, match="3 optimiser steps"):
@@ -242,13 +254,13 @@ def test_updates_are_passes_times_mini_batches(tmp_path: Path) -> None:
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             steps.append(trainer.global_step)
 
-    fit(tmp_path, make_module(updates_per_rollout=3, mini_batches=2), make_data(), [make_rollouts(), Counter()])
+    fit(tmp_path, make_module(updates=UpdateSettings(3, 2)), make_data(), [make_rollouts(), Counter()])
     assert steps == [6, 12, 18]
 
 
 def test_the_first_update_sees_no_ratio_and_later_ones_do(tmp_path: Path) -> None:
     one = run(tmp_path, make_data(iterations=1) and None, make_data(iterations=1))
-    two = run(tmp_path, None, make_data(iterations=1), updates_per_rollout=2)
+    two = run(tmp_path, None, make_data(iterations=1), updates=UpdateSettings(2))
     assert one.metrics[0]["ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert two.metrics[0]["ratio_max"] > 1.001
 
@@ -271,9 +283,9 @@ def test_six_iterations_equal_three_and_three(tmp_path: Path, every: int) -> Non
 
     def callbacks(folder: str) -> list[Any]:
         checkpoint = IterationCheckpoint(every_n_iterations=3, keep=2, folder=str(tmp_path / folder))
-        return [make_rollouts(every_n_iterations=every), Recorder(), checkpoint]
+        return [make_rollouts(schedule=ScheduleSettings(every)), Recorder(), checkpoint]
 
-    settings = {"updates_per_rollout": 2, "optimizer": OptimizerSettings(lr=1e-3, schedule="cosine")}
+    settings = {"updates": UpdateSettings(2), "optimizer": OptimizerSettings(lr=1e-3, schedule="cosine")}
     whole, resumed = make_module(**settings), make_module(**settings)
     parts = callbacks("whole")
     fit(tmp_path, whole, make_data(iterations=6), parts)
@@ -296,14 +308,22 @@ def fit_resumed(folder: Path, module: Any, callbacks: list[Any], checkpoint: Pat
     return trainer
 
 
-@pytest.mark.parametrize("key", ["updates_per_rollout", "mini_batches", "micro_batch_size"])
-def test_counts_below_one_are_refused(key: str) -> None:
+@pytest.mark.parametrize("key", ["per_rollout", "mini_batches"])
+def test_updates_below_one_are_refused(key: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"model\.updates\.{key}: must be at least 1, got 0"):
+        UpdateSettings(**{key: 0})
+
+
+@pytest.mark.parametrize("key", ["micro_batch_size", "micro_batch_tokens"])
+def test_micro_batches_below_one_are_refused(key: str) -> None:
     with pytest.raises(ConfigurationError, match=f"model.{key}"):
         make_module(**{key: 0})
 
 
 def test_mini_batches_that_do_not_divide_a_ranks_prompts_are_refused_before_anything_loads(tmp_path: Path) -> None:
-    module = make_module(mini_batches=3)
-    with pytest.raises(ConfigurationError, match=r"model\.mini_batches: 3 does not divide the 4 prompts of a rank"):
+    module = make_module(updates=UpdateSettings(mini_batches=3))
+    with pytest.raises(
+        ConfigurationError, match=r"model\.updates\.mini_batches: 3 does not divide the 4 prompts of a rank"
+    ):
         fit(tmp_path, module, make_data(prompts=4), [make_rollouts()])
     assert not hasattr(module, "policy")
