@@ -1,5 +1,6 @@
 """A table of sample completions in TensorBoard."""
 
+import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, Trainer
@@ -43,7 +44,7 @@ class CompletionsTable(Callback):
         """Markdown; one row a completion."""
         names = list(rollout.reward_columns)
         head = ["problem", "gold", "completion", "tokens", "finish", *names, "reward"]
-        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines = ["| " + " | ".join(map(literal, head)) + " |", "|" + "---|" * len(head)]
         size = rollout.group_size
         for index, row in enumerate(rollout.rows[: self.prompts * size]):
             problem = rollout.batch.problems[index // size]
@@ -54,8 +55,25 @@ class CompletionsTable(Callback):
         return "\n".join(lines)
 
     def _cell(self, text: str) -> str:
-        """Text that can neither break the table nor be read as markup."""
         half = self.max_characters // 2
-        short = text if len(text) <= self.max_characters else f"{text[:half]} … {text[-half:]}"
-        escaped = short.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("\\", "&#92;")
-        return escaped.replace("`", "&#96;").replace("*", "&#42;").replace("_", "&#95;").replace("\n", "<br>")
+        return literal(text if len(text) <= self.max_characters else f"{text[:half]} … {text[-half:]}")
+
+
+def literal(text: str) -> str:
+    """Markdown that shows ``text`` as it is, in one line: no image that is fetched, no link, no markup, no new row.
+
+    All of ASCII but letters, digits and single spaces becomes character references, whatever it may mean to a renderer.
+    """
+    lines = text.replace("\r\n", "\n").translate(_LINE_ENDS).split("\n")
+    return "<br>".join("".join(map(_character, line)) for line in lines)
+
+
+_LINE_ENDS = dict.fromkeys(map(ord, "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), "\n")
+
+
+def _character(character: str) -> str:
+    if character.isascii() and (character.isalnum() or character == " "):
+        return character
+    if unicodedata.category(character) in ("Cc", "Cs") and character != "\t":  # not to be shown, or not to be stored
+        return "\N{REPLACEMENT CHARACTER}"
+    return f"&#{ord(character)};" if character.isascii() else character
