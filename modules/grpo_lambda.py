@@ -151,7 +151,8 @@ class GRPOLambdaModule(PolicyModule):
             parts: all rows, in micro-batches; null splits them here.
         """
         parts = self._micro_batches(tokens, torch.arange(len(tokens))) if parts is None else parts
-        log_probs = torch.zeros(tokens.completion_ids.shape, dtype=torch.float32, device=self.device)
+        dtype = torch.promote_types(self.compute_dtype, torch.float32)
+        log_probs = torch.zeros(tokens.completion_ids.shape, dtype=dtype, device=self.device)
         entropy = torch.zeros_like(log_probs) if with_entropy else None
         with evaluation(model, self.device):
             for index in range(self.max_over_ranks(len(parts)) if self.sharding.sharded else len(parts)):
