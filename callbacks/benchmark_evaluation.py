@@ -25,13 +25,13 @@ from app.evaluation.benchmarks import BenchmarkSettings, format_table
 from app.evaluation.generation import grade_anew, sample_problems
 from app.evaluation.golds import report_golds
 from app.evaluation.grader_version import grader_version
-from app.evaluation.lock import FolderLock
 from app.evaluation.numerics import engine_settings, inner_engine, numerics
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
 from app.evaluation.samples import SampleLog, check_name, merge_samples, regrade_samples
 from app.grading.grader import Grader
 from app.policy.sharding.gathering import whole_parameters
 from app.seeds import derive_seed
+from app.storage.lock import FolderLock
 from callbacks.rollouts import RolloutCallback
 from callbacks.run_folder import run_folder
 

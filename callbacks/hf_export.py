@@ -9,12 +9,14 @@ from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from app.engines.weight_sync import policy_weights
-from app.errors import ConfigurationError
+from app.errors import ConfigurationError, DivergenceError
+from app.policy.finite import weights_not_finite
 from app.policy.lora import has_adapters, save_adapter
 from app.policy.models import save_policy
 from app.policy.sharding.gathering import whole_weights
 from app.policy.sharding.wrapping import plain_model
 from app.policy.sources import check_replaceable
+from app.storage.durable import clear_unfinished
 from callbacks.run_folder import run_folder
 
 if TYPE_CHECKING:
@@ -41,6 +43,13 @@ class HFExport(Callback):
         self.folder = folder
         self.every_n_iterations = every_n_iterations
 
+    def setup(self, trainer: Trainer, pl_module: "PolicyModule", stage: str) -> None:  # type: ignore[override]
+        """Clears what a kill left half written beside the export's place."""
+        target = self._target(trainer)
+        if stage == "fit" and trainer.is_global_zero:
+            clear_unfinished(target.parent, target.name)
+            clear_unfinished(target.parent, f"{target.name}-iteration-*")
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "PolicyModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -57,6 +66,9 @@ class HFExport(Callback):
         return Path(self.folder) if self.folder else run_folder(trainer) / "hf"
 
     def _export(self, trainer: Trainer, module: "PolicyModule", folder: Path) -> None:
+        found = weights_not_finite(module.policy, module.gather_objects)
+        if found is not None:
+            raise DivergenceError(f"the policy is not exported: its weight {found}; go on from an earlier checkpoint")
         merged = policy_weights(module.policy)
         adapters = whole_weights(module.policy) if has_adapters(module.policy) else {}
         if trainer.is_global_zero:
@@ -72,6 +84,9 @@ def _write(
 ) -> None:
     plain = plain_model(module.policy)
     names = [name for name, _ in plain.named_parameters()]  # tied weights once
-    save_policy(plain, module.tokenizer, folder, {name: merged[name] for name in names})
-    if adapters:
-        save_adapter(module.policy, adapters, folder / "adapter")
+
+    def add_adapter(fresh: Path) -> None:
+        if adapters:
+            save_adapter(module.policy, adapters, fresh / "adapter")
+
+    save_policy(plain, module.tokenizer, folder, {name: merged[name] for name in names}, add_adapter)

@@ -1,9 +1,9 @@
 """Checkpoints by iteration: Lightning's own counts optimiser steps, of which an iteration may take several."""
 
-import os
-import shutil
+import math
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
@@ -11,15 +11,26 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from app.engines.faults import EngineFailure
 from app.errors import ConfigurationError, DivergenceError
+from app.policy.finite import NotFinite, weights_not_finite
 from app.stopping import StopRequested
+from app.storage.checksums import file_names, list_files, write_list
+from app.storage.durable import clear_unfinished, install, link, remove, unfinished
+from app.storage.lock import FolderLock
 from callbacks.run_folder import run_folder
+
+if TYPE_CHECKING:
+    from modules.policy_module import PolicyModule
+
+RESTART_PATIENCE_S = 10.0
+"""A run that was killed lets go of its folder when its last child has ended."""
 
 
 class IterationCheckpoint(Checkpoint):
     """Keeps ``iteration-<n>.ckpt``, ``last.ckpt`` (a link to the newest) and ``best.ckpt``.
 
-    A checkpoint is written under another name and renamed, so that a kill leaves the former one whole. A run that
-    an error or a signal ends between two updates saves the iterations behind it first.
+    A checkpoint is written under another name, synced and put into its place in one step, so that neither a kill nor
+    a power failure leaves half a one. Weights that are not finite are not saved. A run that an error or a signal ends
+    between two updates saves the iterations behind it first, and lets the former checkpoints be.
 
     Args:
         every_n_iterations: how often; the last iteration is always saved.
@@ -52,6 +63,18 @@ class IterationCheckpoint(Checkpoint):
         self._saved: list[str] = []
         # Optimiser steps and the logger's step at the end of the last iteration.
         self._steps = self._logged = -1
+        self._held = ExitStack()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Holds the folder against other runs, and clears what a kill left half written there."""
+        folder = self._folder(trainer)
+        if stage == "fit" and trainer.is_global_zero:
+            lock = FolderLock(folder, "checkpoint.folder", "its checkpoints", RESTART_PATIENCE_S)
+            self._held.enter_context(lock)
+            clear_unfinished(folder)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._held.close()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,6 +83,7 @@ class IterationCheckpoint(Checkpoint):
         self._logged = trainer.fit_loop.epoch_loop._batches_that_stepped
         last = done == trainer.num_training_batches or trainer.should_stop  # such as by trainer.max_time
         if done % self.every_n_iterations == 0 or last:
+            self._check_finite(pl_module, done)
             self._save_iteration(trainer, done)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -69,10 +93,33 @@ class IterationCheckpoint(Checkpoint):
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
         saved = any(f"iteration-{done:06d}" in path for path in self._saved)
         if together and self._steps == trainer.global_step and done and not saved:
-            self._rewind(trainer)
-            self._save_iteration(trainer, done)
+            self._rescue(trainer, pl_module, done)
         if self.last is not None:
             rank_zero_info(f"to go on from there: --ckpt_path {self.last}")
+        self._held.close()
+
+    def _rescue(self, trainer: Trainer, pl_module: LightningModule, done: int) -> None:
+        """Saves what is behind a run that ends with an error; what fails here must not hide that error."""
+        found = _not_finite(pl_module)
+        if found is not None:
+            rank_zero_info(f"no checkpoint of iteration {done}: {found}")
+            return
+        self._rewind(trainer)
+        try:
+            self._save_iteration(trainer, done, keep_former=True)
+        except OSError as error:
+            rank_zero_info(
+                f"no checkpoint of iteration {done}: {error.strerror or error}; what was saved before is whole"
+            )
+
+    @staticmethod
+    def _check_finite(pl_module: LightningModule, done: int) -> None:
+        found = _not_finite(pl_module)
+        if found is not None:
+            raise DivergenceError(
+                f"after iteration {done} the policy's weight {found}: it is not saved, and what was saved before is "
+                "whole; go on from there with a lower model.optimizer.lr"
+            )
 
     @property
     def last(self) -> Path | None:
@@ -101,7 +148,8 @@ class IterationCheckpoint(Checkpoint):
             raise ConfigurationError(f"no metric {self.monitor!r} was logged; there are {known}", "checkpoint.monitor")
         score = float(trainer.callback_metrics[self.monitor])
         sign = 1 if self.mode == "max" else -1
-        if self.best_score is None or sign * score > sign * self.best_score:
+        better = self.best_score is None or sign * score > sign * self.best_score
+        if better and math.isfinite(score) and _not_finite(pl_module) is None:
             self.best_score = score
             if not trainer.sanity_checking:
                 self._save(trainer, self._folder(trainer) / "best.ckpt")
@@ -116,44 +164,46 @@ class IterationCheckpoint(Checkpoint):
     def _folder(self, trainer: Trainer) -> Path:
         return Path(self.folder) if self.folder else run_folder(trainer) / "checkpoints"
 
-    def _save_iteration(self, trainer: Trainer, done: int) -> None:
+    def _save_iteration(self, trainer: Trainer, done: int, keep_former: bool = False) -> None:
         path = self._folder(trainer) / f"iteration-{done:06d}.ckpt"
         # A resumed run writes to a folder of its own, and leaves those that it came from alone.
         own = [saved for saved in self._saved if Path(saved).parent == path.parent and saved != str(path)]
         self._saved = [*own, str(path)]
-        outdated, self._saved = self._saved[: -self.keep], self._saved[-self.keep :]
+        kept = len(self._saved) if keep_former else self.keep
+        outdated, self._saved = self._saved[:-kept], self._saved[-kept:]
         self._save(trainer, path)
         if trainer.is_global_zero:
-            _link(path, path.parent / "last.ckpt")
+            link(path, path.parent / "last.ckpt")
             for old in outdated:
-                _remove(Path(old))
+                remove(Path(old))
         trainer.strategy.barrier()  # no rank ends before: launchers then take the others for failed, and kill them
         rank_zero_info(f"checkpoint of iteration {done}: {path}")
 
     @staticmethod
     def _save(trainer: Trainer, path: Path) -> None:
-        unfinished = path.with_name(f"{path.name}.unfinished")
+        fresh = unfinished(path)
         try:
-            trainer.save_checkpoint(unfinished)
+            trainer.save_checkpoint(fresh)
+            _list_shards(trainer, fresh)
             if trainer.is_global_zero:
-                _remove(path)
-                unfinished.rename(path)
+                install(fresh, path)
         finally:
             if trainer.is_global_zero:  # it may have filled the disk
-                _remove(unfinished)
+                remove(fresh)
         trainer.strategy.barrier()
 
 
-def _link(target: Path, link: Path) -> None:
-    """Points ``link`` at ``target`` in one step, so that there is a last checkpoint at any time."""
-    fresh = link.with_name(f"{link.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target.name)
-    os.replace(fresh, link)
+def _not_finite(module: "PolicyModule | LightningModule") -> NotFinite | None:
+    """Collective."""
+    return weights_not_finite(module.policy, module.gather_objects)  # type: ignore[arg-type,union-attr]
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _list_shards(trainer: Trainer, folder: Path) -> None:
+    """Collective. Writes down what belongs to a sharded checkpoint; each rank reads its share of the files."""
+    trainer.strategy.barrier()
+    if not folder.is_dir():
+        return
+    names = file_names(folder)[trainer.global_rank :: trainer.world_size]
+    shares = trainer.lightning_module.gather_objects(list_files(folder, names))
+    if trainer.is_global_zero:
+        write_list(folder, {name: entry for share in shares for name, entry in share.items()})

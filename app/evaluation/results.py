@@ -14,7 +14,7 @@ from app.errors import ConfigurationError
 from app.evaluation.grader_version import PACKAGES as GRADER_PACKAGES
 from app.evaluation.grader_version import grader_version
 from app.evaluation.intervals import Interval
-from app.evaluation.samples import write_atomically
+from app.storage.durable import write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +141,7 @@ def write_results(
     }
     path = Path(folder) / RESULTS
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(content, indent=2).encode() + b"\n")
+    write_bytes(path, json.dumps(content, indent=2).encode() + b"\n")
     return path
 
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from app.errors import ConfigurationError
+from app.storage.durable import write_bytes
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class SampleLog:
         kept = _whole_problems(_read(self.path, self.settings_hash), self.samples)
         lines = b"".join(_line(row, self.settings_hash) for rows in kept.values() for row in rows)
         if lines != self.path.read_bytes():
-            write_atomically(self.path, lines)
+            write_bytes(self.path, lines)
 
     def append(self, rows: Sequence[Sample]) -> None:
         """Writes rows, and returns when they are on disk.
@@ -164,7 +165,7 @@ def regrade_samples(
         if old:
             fresh = {(row.id, row.index): row for row in regrade(old)}
             rows = [fresh.get((row.id, row.index), row) for group in groups for row in group]
-            write_atomically(path, b"".join(_line(row, settings_hash) for row in rows))
+            write_bytes(path, b"".join(_line(row, settings_hash) for row in rows))
             count += len(old)
     return count
 
@@ -191,7 +192,7 @@ def merge_samples(
         raise ValueError(f"{benchmark}: samples of {len(missing)} problems are missing, {len(foreign)} are not of it")
     rows = [row for key in problem_ids for row in found[key]]
     path = Path(folder) / "samples" / f"{benchmark}.jsonl"
-    write_atomically(path, b"".join(_line(row, settings_hash) for row in rows))
+    write_bytes(path, b"".join(_line(row, settings_hash) for row in rows))
     for part in _parts(folder, benchmark):
         if part != path:
             part.unlink()
@@ -208,16 +209,6 @@ def read_samples(folder: str | Path, benchmark: str) -> list[Sample]:
     if not path.is_file():
         raise ConfigurationError(f"{path} does not exist: the evaluation of {benchmark} is not finished")
     return _read(path)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Puts the whole content at ``path``, or leaves what was there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _parts(folder: str | Path, benchmark: str) -> list[Path]:

@@ -4,8 +4,10 @@ Three checks of growing cost: the dataclasses check themselves; :func:`check_pat
 nothing; :func:`check` imports transformers. Nothing here ever runs code that comes with a model.
 """
 
+import contextlib
 import os
-import tempfile
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,8 @@ from app.policy.sources import (
     refuse,
 )
 from app.policy.tokenizers import NewTokenizerSettings, new_tokenizer
+from app.storage.checksums import list_files, write_list
+from app.storage.durable import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -174,29 +178,49 @@ def save_policy(
     tokenizer: "PreTrainedTokenizerBase",
     folder: str | Path,
     weights: dict[str, torch.Tensor] | None = None,
+    add: Callable[[Path], None] | None = None,
 ) -> Path:
-    """Writes an HF folder (safetensors, configuration, tokenizer) that ``from_pretrained`` and vLLM load.
+    """Writes an HF folder (safetensors, configuration, tokenizer) that ``from_pretrained`` and vLLM load, with a list
+    of its files and their checksums.
 
-    With ``weights`` these are written in the place of the model's own, which may then be on the meta device.
+    With ``weights`` these are written in the place of the model's own, which may then be on the meta device; ``add``
+    writes further files into the folder.
 
-    It is written beside its place and then renamed: ``folder`` is never half a model, even after a crash. An
-    existing one is replaced.
+    It is written beside its place and put there in one step: ``folder`` is never half a model, even after a crash, and
+    an existing one is there until the new one is.
 
     Raises:
         ConfigurationError: there is something else than a model.
+        OSError: the disk is full, or the place cannot be written into.
     """
     target = Path(folder)
     check_replaceable(target, "export.folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        with quiet():
+
+    def write(fresh: Path) -> None:
+        with quiet(), _disk_errors(target):
             _save_model(model, fresh, weights)
             tokenizer.save_pretrained(fresh)
-        if target.exists():
-            os.rename(target, Path(scratch) / "old")
-        os.rename(fresh, target)
+            if add is not None:
+                add(fresh)
+            write_list(fresh, list_files(fresh))
+
+    write_whole(target, write)
     return target
+
+
+@contextlib.contextmanager
+def _disk_errors(target: Path) -> Iterator[None]:
+    """safetensors reports a full disk by an error of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        cause = f"{error}"
+        full = re.search(r"os error (\d+)", cause)
+        if full is None:
+            raise
+        raise OSError(int(full[1]), os.strerror(int(full[1])), str(target)) from error
 
 
 def _save_model(model: "PreTrainedModel", folder: Path, weights: dict[str, torch.Tensor] | None) -> None:

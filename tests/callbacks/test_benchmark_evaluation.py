@@ -19,9 +19,9 @@ from app.engines.engine import Completion, GenerationRequest, SamplingSettings
 from app.engines.transformers_engine import TransformersEngine
 from app.errors import ConfigurationError
 from app.evaluation import benchmarks, numerics
-from app.evaluation.lock import FolderLock
 from app.evaluation.results import read_results, versions
 from app.evaluation.samples import read_samples
+from app.storage.lock import FolderLock
 from callbacks import BenchmarkEvaluation, IterationCheckpoint
 from datamodules.base import BenchmarkSettings
 from tests.running import (

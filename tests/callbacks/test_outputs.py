@@ -21,7 +21,7 @@ def test_checkpoints_are_by_iteration_whatever_the_updates(tmp_path: Path) -> No
     keep = IterationCheckpoint(every_n_iterations=2, keep=2, folder=str(tmp_path / "c"))
     module = make_module(updates=UpdateSettings(3))
     fit(tmp_path, module, make_data(iterations=7), [make_rollouts(), keep])
-    names = sorted(path.name for path in (tmp_path / "c").iterdir())
+    names = sorted(path.name for path in (tmp_path / "c").glob("[!.]*"))
     assert names == ["iteration-000006.ckpt", "iteration-000007.ckpt", "last.ckpt"]
     last = torch.load(tmp_path / "c" / "last.ckpt", weights_only=True)
     assert (tmp_path / "c" / "last.ckpt").resolve().name == "iteration-000007.ckpt"
@@ -60,7 +60,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_nothing_behind_and_is_not_na
     monkeypatch.setattr(Trainer, "save_checkpoint", full_disk)
     with pytest.raises(OSError, match="No space left"):
         fit(tmp_path, make_module(), make_data(iterations=4), [make_rollouts(), keep])
-    assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["iteration-000001.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in (tmp_path / "c").glob("[!.]*")) == ["iteration-000001.ckpt", "last.ckpt"]
     assert keep.last == tmp_path / "c" / "last.ckpt"
     assert torch.load(keep.last, weights_only=True)["global_step"] == 1
 
@@ -69,14 +69,14 @@ def test_a_resumed_run_leaves_the_checkpoints_that_it_came_from(tmp_path: Path) 
     """Two runs can branch off from one."""
     first = IterationCheckpoint(every_n_iterations=2, folder=str(tmp_path / "first"))
     fit(tmp_path, make_module(), make_data(iterations=2), [make_rollouts(), first])
-    before = sorted(path.name for path in (tmp_path / "first").iterdir())
+    before = sorted(path.name for path in (tmp_path / "first").glob("[!.]*"))
     for name in ("branch", "other"):
         keep = IterationCheckpoint(every_n_iterations=1, folder=str(tmp_path / name))
         source = tmp_path / "first" / "last.ckpt"
         fit(tmp_path, make_module(), make_data(iterations=4), [make_rollouts(), keep], source)
-        assert sorted(path.name for path in (tmp_path / "first").iterdir()) == before
+        assert sorted(path.name for path in (tmp_path / "first").glob("[!.]*")) == before
         assert (tmp_path / "first" / "last.ckpt").exists()
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["iteration-000004.ckpt", "last.ckpt"]
+        assert sorted(path.name for path in (tmp_path / name).glob("[!.]*")) == ["iteration-000004.ckpt", "last.ckpt"]
 
 
 @pytest.mark.parametrize(("mode", "best_at"), [("max", 2), ("min", 3)])
