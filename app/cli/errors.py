@@ -4,11 +4,9 @@ The parser knows a failing key by its last part only; :func:`check_keys` walks t
 signatures before it, so that a misspelt key or class is named whole.
 """
 
-import dataclasses
 import importlib
 import inspect
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +15,13 @@ from typing import Any
 
 import yaml
 
+from app.cli.annotations import alternatives, elements, is_configurable, is_misplaced_null
 from app.cli.moved import moved
 from app.cli.values import value_problems
 from app.errors import ConfigurationError, causes, closest
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+NULL = "needs a value, and null is none: give one, or leave the key out for its default"
 
 
 @dataclass(frozen=True)
@@ -247,12 +247,15 @@ def _problems(values: Any, known: Mapping[str, Any], path: list[str]) -> Iterato
 
 
 def _below(value: Any, annotation: Any, path: list[str]) -> Iterator[tuple[list[str], str]]:
-    options = _alternatives(annotation)
+    options = alternatives(annotation)
+    if is_misplaced_null(value, options):
+        yield path, NULL
+        return
     if isinstance(value, list):
-        for element in (typing.get_args(option)[0] for option in options if typing.get_origin(option) is list):
-            for index, item in enumerate(value):
+        for index, item in enumerate(value):
+            for element in elements(options, index):
                 yield from _below(_plain(item), element, [*path, str(index)])
-    bases = [option for option in options if inspect.isclass(option) and _is_configurable(option)]
+    bases = [option for option in options if inspect.isclass(option) and is_configurable(option)]
     if bases and str not in options and _may_be_class(value):
         value = {"class_path": value}
     if not isinstance(value, Mapping):
@@ -269,6 +272,10 @@ def _class_problems(
     value: Mapping[str, Any], bases: Sequence[type], path: list[str]
 ) -> Iterator[tuple[list[str], str]]:
     chosen: Any = bases[0]
+    for key in ("class_path", "init_args"):
+        if value.get(key, "") is None:
+            yield [*path, key], NULL
+            return
     if "class_path" in value:
         chosen = _find_class(str(value["class_path"]), bases)
         if chosen is None:
@@ -328,14 +335,3 @@ def parameters(of: Any) -> dict[str, Any]:
         for base in of.__mro__[1:-1]:
             found = parameters(base) | found
     return found
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [each for option in typing.get_args(annotation) for each in _alternatives(option)]
-    return [annotation]
-
-
-def _is_configurable(option: type) -> bool:
-    builtin = option.__module__ in ("builtins", "pathlib", "datetime", "types", "typing")  # Any is a class, too
-    return dataclasses.is_dataclass(option) or not (builtin or issubclass(option, (str, Path)))

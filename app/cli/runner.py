@@ -189,7 +189,8 @@ def _start(arguments: list[str]) -> None:
 
 def _top_level(subcommand: str) -> dict[str, Any]:
     """Key → type, of everything that may stand at the top of a configuration."""
-    own = {"trainer": Trainer, "model": PolicyModule, "data": ProblemDataModule, **CALLBACKS}
+    callbacks = {key: callback | None for key, callback in CALLBACKS.items()}
+    own = {"trainer": Trainer, "model": PolicyModule, "data": ProblemDataModule, **callbacks}
     method = parameters(getattr(Trainer, subcommand))
     skipped = LightningCLI.subcommands()[subcommand] | {"self"}
     rest = {key: kind for key, kind in method.items() if key not in skipped}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -229,3 +229,66 @@ def test_parameters_follow_keywords_to_the_bases() -> None:
 
 def test_nearest_lists_what_there_is_where_nothing_is_near() -> None:
     assert nearest("zzz", ["beta", "alpha"]) == "; there are alpha, beta"
+
+
+@dataclass(frozen=True)
+class Needs:
+    count: int = 1
+    limit: int | None = None
+    kind: Literal["a", "b"] = "a"
+    maybe: Literal["a", None] = None
+    text: str = ""
+    pair: tuple[float, float] = (0.0, 1.0)
+    steps: tuple[int, ...] = ()
+    named: dict[str, Inner] = field(default_factory=dict)
+    inner: Inner = Inner()
+    parts: list[Base] = field(default_factory=list)
+    free: Any = None
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"count": None}, "count"),
+        ({"count": "null"}, "count"),  # as the command line gives it
+        ({"count": "~"}, "count"),
+        ({"kind": None}, "kind"),
+        ({"text": None}, "text"),
+        ({"inner": None}, "inner"),
+        ({"inner": "null"}, "inner"),
+        ({"inner": {"rate": None}}, "inner.rate"),
+        ({"pair": [0.5, None]}, "pair.1"),
+        ({"steps": [1, None]}, "steps.1"),
+        ({"named": {"x": None}}, "named.x"),
+        ({"named": {"x": {"rate": None}}}, "named.x.rate"),
+        ({"parts": [None]}, "parts.0"),
+        ({"parts": [{"class_path": "Child", "init_args": {"depth": None}}]}, "parts.0.depth"),
+        ({"parts": [{"class_path": None}]}, "parts.0.class_path"),
+        ({"parts": [{"class_path": "Child", "init_args": None}]}, "parts.0.init_args"),
+        (None, ""),
+    ],
+)
+def test_null_where_a_value_is_needed_is_named(values: Any, key: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        check_keys([Source("a.yaml", {"needs": values})], {"needs": Needs})
+    path = f"needs.{key}".rstrip(".")
+    assert str(caught.value).startswith(f"{path}: needs a value, and null is none")
+    assert str(caught.value).endswith("(in a.yaml)")
+
+
+@pytest.mark.parametrize(
+    "values", [{"limit": None}, {"limit": "null"}, {"maybe": None}, {"free": None}, {"text": "null"}, {"text": ""}]
+)
+def test_null_passes_where_the_annotation_takes_it(values: dict) -> None:
+    check_keys([Source("a.yaml", {"needs": values})], {"needs": Needs})
+
+
+def test_a_later_null_is_blamed_on_its_file() -> None:
+    with pytest.raises(ConfigurationError, match=r"needs.inner.rate: .*null is none.* \(in b.yaml\)"):
+        check_keys(
+            [
+                Source("a.yaml", {"needs": {"inner": {"rate": 1}}}),
+                Source("b.yaml", {"needs": {"inner": {"rate": None}}}),
+            ],
+            {"needs": Needs},
+        )

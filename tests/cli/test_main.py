@@ -1,13 +1,24 @@
 """The command line as a user meets it."""
 
+import dataclasses
+import functools
+import inspect
 import subprocess
 import sys
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from app.cli import runner
+from app.cli.errors import Source, check_keys
 from app.cli.main import main
+from app.errors import ConfigurationError
+from datamodules import MathPromptDataModule
+from modules import GRPOLambdaModule
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ["--config", str(ROOT / "configs/quickstart/grpo_lambda.yaml")]
@@ -37,6 +48,9 @@ def _policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "--model.updates.mini_batches 3",
             "model.updates.mini_batches: 3 does not divide the 16 prompts of an iteration",
         ),
+        ("--rollouts.group_size null", "rollouts.group_size: needs a value, and null is none"),
+        ("--model.optimizer.lr null", "model.optimizer.lr: needs a value, and null is none"),
+        ("--trainer null", "trainer: needs a value, and null is none"),
         ("--rollouts null", "rollouts: GRPOLambdaModule learns from rollouts"),
         ("--trainer.max_epocs 3", "trainer.max_epocs: no such key; did you mean max_epochs?"),
         ("--model.objective.lam=${nope}", "model.objective.lam: Interpolation key 'nope' not found"),
@@ -115,3 +129,35 @@ def test_the_process_ends_with_code_2_and_one_line() -> None:
         "error: --config: there is no file configs/quickstart/grpo_lambda.yml; "
         "did you mean configs/quickstart/grpo_lambda.yaml?\n"
     )
+
+
+def test_null_is_refused_for_every_key_that_needs_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enumerated from the constructors' own annotations, a file for each; the parser would let all of them pass."""
+    monkeypatch.setattr(runner.GRPOLambdaCLI, "wanted", "fit")
+    top_level = runner._top_level("fit") | {"model": GRPOLambdaModule, "data": MathPromptDataModule}
+    needed = list(keys_that_need_a_value(top_level))
+    for path in needed:
+        values: Any = functools.reduce(lambda inner, key: {key: inner}, reversed(path), None)
+        with pytest.raises(ConfigurationError) as caught:
+            check_keys([Source("mine.yaml", values)], top_level)
+        assert str(caught.value).startswith(f"{'.'.join(path)}: needs a value"), path
+        assert str(caught.value).endswith("(in mine.yaml)")
+    for expected in ("rollouts.group_size", "model.optimizer.lr", "data.iterations", "rollouts.sampling"):
+        assert expected.split(".") in needed
+    assert len(needed) > 80
+
+
+def keys_that_need_a_value(of: Mapping[str, Any], depth: int = 0) -> Iterator[list[str]]:
+    """Keys whose annotation leaves null out, and those of the settings and parts below them."""
+    for key, annotation in of.items():
+        options = typing.get_args(annotation) or (annotation,)
+        if not {type(None), Any, inspect.Parameter.empty} & set(options) and not isinstance(annotation, str):
+            yield [key]
+        for part in options:
+            if dataclasses.is_dataclass(part) or (
+                depth == 0 and inspect.isclass(part) and part.__module__ != "builtins"
+            ):
+                inner = inspect.signature(part).parameters  # type: ignore[arg-type]
+                hints = typing.get_type_hints(part.__init__)
+                below = {name: hints[name] for name in inner if name in hints}
+                yield from ([key, *path] for path in keys_that_need_a_value(below, depth + 1))
