@@ -38,7 +38,10 @@ def _policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "expected"),
     [
         ("--rollouts.group_sise 3", "rollouts.group_sise: no such key; did you mean group_size? (in command line)"),
-        ("--rollouts.group_size 1", "rollouts.group_size: must be at least 2, got 1"),
+        (
+            "--rollouts.group_size 1",
+            "rollouts.group_size: must be at least 2 (an advantage is relative to a group), got 1",
+        ),
         ("--rollouts.group_size x", "rollouts.group_size: Expected int. Got value: x (in command line)"),
         ("--model.objective.lam 1.5", "model.objective.lam: must lie in [0, 1], got 1.5 (in command line)"),
         ("--model.objective.style recentt", "model.objective.style: unknown name 'recentt'; did you mean 'recent'?"),
