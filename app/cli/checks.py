@@ -28,7 +28,7 @@ def check_parts(
         ConfigurationError: naming the key to change.
     """
     check_path(module.policy_settings)
-    for name in evaluation.benchmarks if evaluation is not None else ():
+    for name in evaluation.plan.benchmarks if evaluation is not None else ():
         if name not in data.benchmark_names:
             message = f"no such benchmark in data.benchmarks{nearest(name, data.benchmark_names)}"
             raise ConfigurationError(message, key=f"evaluation.benchmarks.{name}")

@@ -147,7 +147,7 @@ def _evaluation(plan: Plan) -> Iterator[str]:
     interval = plan.parts.trainer.get("val_check_interval")
     if isinstance(interval, int) and interval > data.iterations:
         yield f"trainer.val_check_interval: {interval} is more than the run's {data.iterations} iterations"
-    rollouts, longest = plan.parts.rollouts, evaluation.sampling.max_new_tokens
+    rollouts, longest = plan.parts.rollouts, evaluation.plan.sampling.max_new_tokens
     if rollouts is not None and longest < rollouts.sampling.max_new_tokens:
         yield (
             f"evaluation.sampling.max_new_tokens: {longest} is less than the {rollouts.sampling.max_new_tokens} of "

@@ -1,0 +1,124 @@
+"""What is kept of an evaluation: of what its completions depend on, so that it can go on, and its scores."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning import Trainer
+
+from app.data.problems import Problem
+from app.engines.engine import RolloutEngine
+from app.engines.weight_sync import policy_weights
+from app.evaluation.benchmarks import format_table
+from app.evaluation.numerics import engine_settings, inner_engine, numerics
+from app.evaluation.plan import EvaluationPlan
+from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
+from app.evaluation.samples import merge_samples
+from callbacks.evaluation_timing import iterations_done
+
+if TYPE_CHECKING:
+    from app.evaluation.results import BenchmarkScores
+    from modules.policy_module import PolicyModule
+
+
+class EvaluationRecord:
+    """One evaluation of one policy by one engine.
+
+    Collective where the policy is sharded: its weights are hashed.
+
+    Args:
+        trainer: with the benchmarks' loaders.
+        module: the policy's owner.
+        plan: how it samples and grades.
+        engine: with the policy's weights.
+        folder: where its samples and scores go.
+    """
+
+    def __init__(
+        self, trainer: Trainer, module: "PolicyModule", plan: EvaluationPlan, engine: RolloutEngine, folder: Path
+    ) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.names: list[str] = trainer.datamodule.benchmark_names
+        self.seen: dict[str, set[str]] = {name: set() for name in self.names}  # ids of problems
+        self._engine = engine
+        self._validates = trainer.state.fn == "validate"
+        self._model_hash = _hash_weights(module) if self._validates else ""
+        self.hashes = dict(zip(self.names, self._fingerprints(trainer, module), strict=True))
+
+    def _fingerprints(self, trainer: Trainer, module: "PolicyModule") -> list[str]:
+        """By benchmark, of all that its completions depend on; an evaluation goes on only with the same.
+
+        Prompts go in as token ids, so that template, system prompt and tokenizer are in them. The grader does not:
+        what another one judged is graded anew.
+        """
+        if not self._validates:  # the folder was emptied
+            return [fingerprint([iterations_done(trainer), name]) for name in self.names]
+        arithmetic = numerics(module.sharding.precision, module, self._engine)
+        common = [self._model_hash, self._engine_name, arithmetic, self.plan.seed, module.end_token_ids]
+        found = []
+        for name, loader in zip(self.names, trainer.val_dataloaders, strict=True):
+            settings = self.plan.settings(name)
+            rows = [[each.id, each.problem, each.answer, repr(sorted(each.extra.items()))] for each in loader.problems]
+            sampling = [settings.samples, asdict(settings.sampling(self.plan.sampling))]
+            found.append(fingerprint([*common, name, sampling, rows, loader.encode(loader.problems)]))
+        return found
+
+    @property
+    def _engine_name(self) -> str:
+        return type(inner_engine(self._engine)).__name__
+
+    def gather_problems(self, trainer: Trainer, module: "PolicyModule") -> dict[str, list[Problem]]:
+        """By benchmark, the problems that any rank has seen, in the benchmark's order. Collective."""
+        ranks = module.gather_objects(self.seen)
+        seen = {name: set().union(*(rank[name] for rank in ranks)) for name in self.seen}
+        loaders = dict(zip(seen, trainer.val_dataloaders, strict=True))
+        return {name: [each for each in loaders[name].problems if each.id in ids] for name, ids in seen.items()}
+
+    def report(self, trainer: Trainer, module: "PolicyModule", problems: dict[str, list[Problem]]) -> dict[str, float]:
+        """Logs the scores as ``eval/<benchmark>/<metric>`` and returns them; ``validate`` prints them, too."""
+        from app.evaluation.metrics import macro_average
+
+        scores = [self._summarise(name, problems[name]) for name in self.names]
+        average = macro_average(scores, self.plan.seed)
+        named = [(each.name, each.intervals) for each in scores]
+        named += [("average", average)] if len(scores) > 1 else []
+        metrics = {f"eval/{name}/{key}": value[0] for name, found in named for key, value in found.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=iterations_done(trainer))
+        if self._validates:
+            hashes = {name: hash_problems(found) for name, found in problems.items()}
+            settings = self._all_settings(trainer, module)
+            path = write_results(self.folder, scores, average, settings, self._model_hash, hashes)
+            print(f"{format_table(scores, average)}\n\nscores and settings: {path}")
+        return metrics
+
+    def _summarise(self, name: str, problems: Sequence[Problem]) -> "BenchmarkScores":
+        from app.evaluation.metrics import summarise
+
+        settings, ids = self.plan.settings(name), [problem.id for problem in problems]
+        rows = merge_samples(self.folder, name, self.hashes[name], settings.samples, ids)
+        return summarise(rows, settings.samples, settings.pass_k, self.plan.seed)
+
+    def _all_settings(self, trainer: Trainer, module: "PolicyModule") -> dict[str, Any]:
+        data, plan = trainer.datamodule, self.plan
+        return {
+            "policy": asdict(module.policy_settings),
+            "ckpt_path": trainer.ckpt_path,  # whose weights took the place of the policy's
+            "engine": self._engine_name,
+            "sampling": asdict(plan.sampling),
+            "benchmarks": {name: asdict(plan.settings(name)) for name in self.names},
+            "limits": {name: data.benchmarks[name].limit for name in self.names},
+            "sources": {name: data.benchmarks[name].source.origin() for name in self.names},
+            "prompts": {name: asdict(data.benchmarks[name].prompt or data.prompt) for name in self.names},
+            "grader_timeout_s": plan.grader_timeout_s,
+            "seed": plan.seed,
+            "engine_settings": engine_settings(self._engine),
+            "numerics": numerics(module.sharding.precision, module, self._engine),
+        }
+
+
+def _hash_weights(module: "PolicyModule") -> str:
+    """Of the whole weights, gathered one at a time where they are sharded: a collective of all ranks."""
+    return fingerprint({name: hash_state_dict({name: tensor}) for name, tensor in policy_weights(module.policy)})
