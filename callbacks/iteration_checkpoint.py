@@ -17,6 +17,7 @@ from app.storage.checksums import file_names, list_files, write_list
 from app.storage.durable import clear_unfinished, install, link, remove, unfinished
 from app.storage.lock import FolderLock
 from callbacks.run_folder import run_folder
+from modules.iteration_metrics import write_metrics
 
 if TYPE_CHECKING:
     from modules.policy_module import PolicyModule
@@ -83,6 +84,7 @@ class IterationCheckpoint(Checkpoint):
         self._logged = trainer.fit_loop.epoch_loop._batches_that_stepped
         last = done == trainer.num_training_batches or trainer.should_stop  # such as by trainer.max_time
         if done % self.every_n_iterations == 0 or last:
+            write_metrics(trainer)  # a resumed run does not log this iteration once more
             self._check_finite(pl_module, done)
             self._save_iteration(trainer, done)
 
@@ -143,6 +145,8 @@ class IterationCheckpoint(Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.monitor is None or trainer.state.fn != "fit":
             return
+        if self.monitor not in trainer.callback_metrics and self.best_score is not None:
+            return  # an iteration that could not measure it
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise ConfigurationError(f"no metric {self.monitor!r} was logged; there are {known}", "checkpoint.monitor")

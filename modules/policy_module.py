@@ -34,6 +34,7 @@ from app.policy.optimizers import (
 )
 from app.policy.sharding.strategies import Kind, Sharding
 from app.rollout.metric_sums import MetricSums
+from modules.iteration_metrics import IterationMetrics
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,6 +72,7 @@ class PolicyModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Reads from the trainer how the policy is to lie on the ranks."""
+        IterationMetrics.install(self.trainer)
         strategy = self.trainer.strategy
         self.sharding = Sharding(
             kind=_kind(strategy),
