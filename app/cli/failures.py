@@ -13,6 +13,8 @@ from app.rollout.preflight import MismatchError
 
 STOPS = (DivergenceError, EngineFailure, MismatchError, RewardError, WeightSyncError)
 """Errors of a run that has to stop, each with a message for its user."""
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors that only writing meets."""
 FILE_ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "what was saved before is whole; make room and go on from there"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "this process may not, or no longer, use it"),
@@ -45,7 +47,8 @@ def file_line(error: BaseException) -> str | None:
         return None
     place = error.filename2 or error.filename
     place = "a file of the run" if place is None or isinstance(place, int) else os.fsdecode(place)
-    return f"cannot use {place}: {error.strerror}; {FILE_ADVICE[error.errno]}"
+    action = "write" if error.errno in WRITING else "use"
+    return f"cannot {action} {place}: {error.strerror}; {FILE_ADVICE[error.errno]}"
 
 
 def _one_line(message: str) -> str:

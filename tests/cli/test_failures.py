@@ -65,7 +65,7 @@ def test_a_run_whose_folder_goes_away_ends_with_one_line_and_a_checkpoint(
 def test_a_full_disk_is_one_line_that_names_the_file() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "tmp", None, "run/iteration-000002.ckpt.unfinished")
     expected = (
-        "cannot use run/iteration-000002.ckpt.unfinished: No space left on device; what was saved before is whole; "
+        "cannot write run/iteration-000002.ckpt.unfinished: No space left on device; what was saved before is whole; "
         "make room and go on from there"
     )
     assert ending(full, []) == (expected, 1)
@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_line_that_names_the_file() -> None:
 def test_an_error_that_saving_failed_after_comes_first() -> None:
     failed = chained(OSError(errno.EROFS, "Read-only file system", "last.ckpt"), DivergenceError("not finite"))
     assert ending(failed, []) == (
-        "not finite; and then: cannot use last.ckpt: Read-only file system; this process may not, or no longer, use it",
+        "not finite; and then: cannot write last.ckpt: Read-only file system; this process may not, or no longer, use it",
         1,
     )
 
