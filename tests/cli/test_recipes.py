@@ -167,7 +167,7 @@ def test_a_strategy_lies_over_a_recipe(capsys: pytest.CaptureFixture, strategy: 
 def test_vllm_lies_over_a_recipe(capsys: pytest.CaptureFixture) -> None:
     config = printed_config(capsys, stack("model/qwen2.5-7b", "method/grpo", "data/gsm8k", "engine/vllm"))
     engine = config["rollouts"]["init_args"]["engine"]
-    assert engine["class_path"] == "VLLMEngine"
+    assert engine["class_path"] == "app.engines.vllm.engine.VLLMEngine"  # which the bare name stands for
     assert config["rollouts"]["init_args"]["sampling"]["max_new_tokens"] == 768
 
 
