@@ -1,4 +1,9 @@
-"""GRPO-λ: one ``training_step`` is one RL iteration over the experience that the rollout callback left here."""
+"""GRPO-λ: one ``training_step`` is one RL iteration over the experience that the rollout callback left here.
+
+The order of an iteration stands at the top of :mod:`callbacks.rollouts`; this file holds what that callback asks of the
+policy before the update (``plan_updates``, ``evaluate_tokens``) and the update itself: advantages → for each pass, step
+and micro-batch log-probs → objective (traces inside) → backward; clip → step.
+"""
 
 import time
 from collections.abc import Sequence
@@ -103,6 +108,8 @@ class GRPOLambdaModule(PolicyModule):
         super().on_train_start()
         switch_off_dropout(self.policy)
 
+    # ── before the update: what the rollout callback asks for ──
+
     def plan_updates(self, tokens: TokenBatch, rewards: torch.Tensor, loss_mask: torch.Tensor) -> UpdatePlan:
         """How the iteration's rows are trained on. Collective under ``advantages.scale: batch``.
 
@@ -165,6 +172,8 @@ class GRPOLambdaModule(PolicyModule):
                     entropy[rows, :width] = statistics.entropy
         self.wait_for_device()  # its time is logged
         return TokenStatistics(log_probs, entropy)
+
+    # ── the update ──
 
     def training_step(self, batch: PromptBatch, batch_idx: int) -> None:
         experience = self.experience
