@@ -9,12 +9,12 @@ from lightning import Trainer
 
 from app.data.problems import Problem
 from app.engines.engine import RolloutEngine
-from app.engines.weight_sync import policy_weights
 from app.evaluation.benchmarks import format_table
 from app.evaluation.numerics import engine_settings, inner_engine, numerics
 from app.evaluation.plan import EvaluationPlan
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
 from app.evaluation.samples import merge_samples
+from app.policy.sharding.merging import policy_weights
 from callbacks.evaluation_timing import iterations_done
 
 if TYPE_CHECKING:

@@ -8,14 +8,15 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from app.engines.weight_sync import policy_weights
 from app.errors import ConfigurationError, DivergenceError
 from app.policy.finite import weights_not_finite
 from app.policy.lora import has_adapters, save_adapter
 from app.policy.models import save_policy
 from app.policy.sharding.gathering import whole_weights
+from app.policy.sharding.merging import policy_weights
 from app.policy.sharding.wrapping import plain_model
 from app.policy.sources import check_replaceable
+from app.policy.weights import named_weights
 from app.storage.durable import clear_unfinished
 from callbacks.run_folder import run_folder
 
@@ -83,7 +84,7 @@ def _write(
     module: "PolicyModule", merged: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor], folder: Path
 ) -> None:
     plain = plain_model(module.policy)
-    names = [name for name, _ in plain.named_parameters()]  # tied weights once
+    names = [name for name, _ in named_weights(plain)]  # tied ones once
 
     def add_adapter(fresh: Path) -> None:
         if adapters:

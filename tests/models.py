@@ -8,6 +8,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "llama": {"model_type": "llama", "tie_word_embeddings": False},
+    # a scaled embedding, which owns a buffer
+    "gemma3_text": {"model_type": "gemma3_text", "head_dim": 8, "query_pre_attn_scalar": 8},
+    # other names on the disk than in memory
+    "gpt_neox": {"model_type": "gpt_neox"},
+    # the experts of a layer in one tensor, on the disk each by itself
+    "qwen3_moe": {"model_type": "qwen3_moe", "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2}
+    | {"moe_intermediate_size": 16},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    # the same, and a bias of the router in a buffer that is saved
+    "deepseek_v3": {"model_type": "deepseek_v3", "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 16, "num_key_value_heads": 4}
+    | {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
 }
 
 
@@ -15,7 +27,7 @@ def tiny_config(kind: str = "qwen2", vocab_size: int = 72, **changes: Any) -> di
     """An HF config (as the YAML would hold it) of about 30 k parameters."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     rest = {"num_key_value_heads": 2, "vocab_size": vocab_size, "max_position_embeddings": 512}
-    return {**SHAPES[kind], **sizes, **rest, **changes}
+    return {**sizes, **rest, **SHAPES[kind], **changes}
 
 
 def tiny_model(kind: str = "qwen2", seed: int = 0, spread: float = 5.0, **changes: Any) -> PreTrainedModel:

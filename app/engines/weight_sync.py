@@ -1,4 +1,4 @@
-"""A policy's weights by name, as an engine loads them, and exact fingerprints that prove they arrived.
+"""Exact fingerprints of a policy's weights, which prove that they arrived in an engine.
 
 A fingerprint is a sum over a tensor's elements of (bits of the value) · (a number mixed from its position), modulo
 2^64. Integer sums do not depend on the order of summation, so that shards, fused layouts and other devices give the
@@ -6,22 +6,15 @@ same number, and one changed bit changes it. Of wide matrices a sample of column
 gradient steps change every column, and after ``ceil(width / COLUMNS)`` rounds all have been compared.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 
-from app.errors import ConfigurationError
-from app.policy.sharding.gathering import readable
-from app.policy.sharding.wrapping import unwrapped
-
-if TYPE_CHECKING:
-    from torch import nn
+from app.policy.sharding.merging import Weights
 
 COLUMNS = 32
 MODULUS = 2**64
-Weights = Iterator[tuple[str, torch.Tensor]]
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ROWS_AT_ONCE = 1 << 16
 
@@ -46,56 +39,6 @@ class WeightSyncError(RuntimeError):
 def _listed(names: list[str], limit: int = 3) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
-
-
-def policy_weights(policy: "nn.Module") -> Weights:
-    """(name, tensor) of every weight under its Hugging Face name, detached and whole.
-
-    Tied tensors come once for each of their names: an engine may hold a separate head. LoRA adapters are merged into
-    their base weights on the way, the policy itself is left as it is. Sharded tensors are gathered one at a time,
-    which is a collective: every rank has to iterate to the end.
-    """
-    with torch.no_grad(), readable(policy):
-        if hasattr(policy, "peft_config"):
-            weights = _merged_weights(policy)
-        else:
-            found = policy.named_parameters(remove_duplicate=False)
-            weights = ((name, _whole(parameter)) for name, parameter in found)
-        for name, weight in weights:
-            yield unwrapped(name), weight
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    tensor = tensor.detach()
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def _merged_weights(policy: "nn.Module") -> Weights:
-    """The base model's weights with the active adapters added: W + scaling · B A for each."""
-    inner = policy.get_base_model()
-    modules = dict(inner.named_modules(remove_duplicate=False))
-    for name, parameter in inner.named_parameters(remove_duplicate=False):
-        if ".lora_" in name or ".original_module." in name:
-            continue
-        if ".base_layer." in name:
-            layer = modules[name.partition(".base_layer.")[0]]
-            yield name.replace(".base_layer.", "."), _whole(_merged(layer, parameter, name))
-        elif ".modules_to_save." in name:
-            module, _, rest = name.partition(".modules_to_save.")
-            yield f"{module}.{rest.partition('.')[2]}", _whole(parameter)
-        else:
-            yield name, _whole(parameter)
-
-
-def _merged(layer: "nn.Module", parameter: torch.Tensor, name: str) -> torch.Tensor:
-    if any(getattr(layer, "use_dora", {}).values()):
-        raise ConfigurationError("DoRA adapters cannot be sent to a rollout engine; set use_dora to false")
-    if layer.merged or not name.endswith(".weight"):
-        return parameter
-    weight = parameter
-    for adapter in layer.active_adapters:
-        weight = weight + layer.get_delta_weight(adapter).to(weight.dtype)
-    return weight
 
 
 def sampled_columns(width: int, round_number: int, device: torch.device | str = "cpu") -> torch.Tensor:

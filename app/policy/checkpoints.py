@@ -15,6 +15,7 @@ from app.errors import ConfigurationError
 from app.policy.lora import LoraSettings, has_adapters, is_adapter
 from app.policy.sources import nearest_sibling, refuse
 from app.policy.tokenizers import NewTokenizerSettings
+from app.policy.weights import named_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,13 +109,13 @@ def check_trained(
     Without this, adapters that are missing or of another name would stay untrained in silence.
     """
     adapted = has_adapters(policy)
-    for name, parameter in policy.named_parameters():
+    for name, weight in named_weights(policy):
         if adapted and not is_adapter(name):
             continue
         if name not in weights:
             raise ConfigurationError(f"the weights in {path} do not fit: they lack {name}", key=key)
-        if weights[name].shape != parameter.shape:
-            shapes = f"{tuple(weights[name].shape)}, the policy's is {tuple(parameter.shape)}"
+        if weights[name].shape != weight.shape:
+            shapes = f"{tuple(weights[name].shape)}, the policy's is {tuple(weight.shape)}"
             message = f"the weights in {path} do not fit: the shape of {name} is {shapes}"
             raise ConfigurationError(message, key=key)
     foreign = sorted(weights.keys() - policy.state_dict().keys())

@@ -5,6 +5,7 @@ The reference policy is the base with its adapters off, so that nothing is loade
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def is_adapter(name: str) -> bool:
 
 def base_name(name: str) -> str:
     """The name that a frozen parameter of an adapted model has in the model alone."""
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return re.sub(r"(\.base_layer)+\.", ".", name.removeprefix("base_model.model."))
 
 
 def first_value(name: str, shape: torch.Size, seed: int) -> torch.Tensor:

@@ -1,12 +1,9 @@
-"""Weights by name, and fingerprints that notice one changed bit."""
-
-import copy
+"""Fingerprints that notice one changed bit."""
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 
 from app.engines.weight_sync import (
     COLUMNS,
@@ -14,52 +11,12 @@ from app.engines.weight_sync import (
     SyncRecord,
     WeightSyncError,
     fingerprint,
-    policy_weights,
     sampled_columns,
     sum_of_shards,
     whole_fingerprint,
 )
-from app.errors import ConfigurationError
+from app.policy.sharding.merging import policy_weights
 from tests.models import tiny_model
-
-
-def test_names_are_those_of_a_checkpoint_and_the_tied_head_is_among_them() -> None:
-    policy = tiny_model("qwen2")
-    sent = dict(policy_weights(policy))
-    assert sent.keys() == policy.state_dict().keys()
-    assert sent["lm_head.weight"].data_ptr() == sent["model.embed_tokens.weight"].data_ptr()
-    assert not any(tensor.requires_grad for tensor in sent.values())
-
-
-def test_lora_is_merged_as_peft_merges_it_and_the_policy_is_left_alone() -> None:
-    policy = get_peft_model(
-        tiny_model("llama"),
-        LoraConfig(r=3, lora_alpha=12, target_modules=["q_proj", "down_proj"], modules_to_save=["lm_head"]),
-    )
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    before = copy.deepcopy(policy.state_dict())
-    sent = dict(policy_weights(policy))
-    after = policy.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    merged = copy.deepcopy(policy).merge_and_unload()
-    expected = merged.state_dict()
-    assert sent.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(sent[name], tensor, rtol=1e-6, atol=1e-7)
-    ids = torch.arange(4, 12)[None]
-    plain = tiny_model("llama", seed=9)
-    plain.load_state_dict(sent)
-    torch.testing.assert_close(plain(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
-
-
-def test_dora_is_refused() -> None:
-    policy = get_peft_model(tiny_model("llama"), LoraConfig(r=2, target_modules=["q_proj"], use_dora=True))
-    with pytest.raises(ConfigurationError, match="DoRA"):
-        list(policy_weights(policy))
 
 
 def test_every_column_is_compared_in_turn() -> None:

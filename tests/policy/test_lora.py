@@ -9,11 +9,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from app.engines.weight_sync import policy_weights
 from app.errors import ConfigurationError
 from app.policy.checkpoints import read_weights
 from app.policy.lora import LoraSettings, adapters_off, is_adapter
 from app.policy.models import PolicySettings, load_policy
+from app.policy.sharding.merging import policy_weights
 from callbacks import HFExport, IterationCheckpoint
 from tests.running import (
     equal_weights,

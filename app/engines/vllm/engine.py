@@ -16,7 +16,8 @@ from app.engines.vllm.colocated import Colocated
 from app.engines.vllm.local import LocalEngineSettings
 from app.engines.vllm.separate import SeparateEngines
 from app.engines.vllm.settings import Placement, VLLMSettings, check_requests, require_vllm
-from app.engines.weight_sync import SyncRecord, Weights, policy_weights
+from app.engines.weight_sync import SyncRecord
+from app.policy.sharding.merging import Weights, policy_weights
 from app.policy.sharding.wrapping import inner_model
 from app.stopping import STOP
 

@@ -8,7 +8,7 @@ from app.errors import ConfigurationError
 from app.policy.checkpoints import origin_of
 from app.policy.lora import base_model
 from app.policy.models import empty_policy, finished
-from app.policy.sharding.filling import fill_buffers, fill_shards
+from app.policy.sharding.filling import fill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,8 +51,7 @@ def build_fsdp2(
     # What is not trained has no backward pass that would shard it again.
     fully_shard(model, reshard_after_forward=True if frozen else None, **options)
     model.to_empty(device="cpu" if offload else device)
-    fill_shards(model, settings, seed)
-    fill_buffers(model, device)
+    fill(model, settings, seed, device)
     return model
 
 

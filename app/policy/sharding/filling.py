@@ -4,7 +4,6 @@ A rank reads from a safetensors file no more than the rows that it keeps.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -12,104 +11,103 @@ import torch
 
 from app.policy.checkpoints import check_trained, is_checkpoint, read_weights, seed_behind, trained_from
 from app.policy.lora import base_model, base_name, first_value, is_adapter
-from app.policy.sources import expanded, loading, refuse
+from app.policy.sharding.stored import stored_weights
+from app.policy.sharding.wrapping import plain_model
+from app.policy.weights import named_weights
 
 if TYPE_CHECKING:
     from app.policy.models import PolicySettings
 
 
-class StoredTensors:
-    """The tensors in the safetensors files at ``settings.path``. Of a file no more is read than is asked for.
+@torch.no_grad()
+def fill(model: Any, settings: "PolicySettings", seed: int, device: torch.device) -> None:
+    """Puts values into every buffer, and into this rank's rows of every parameter.
+
+    Args:
+        model: sharded by ``fully_shard``, with memory but without values.
+        settings: where values are read from, or nowhere: then they are drawn as for a new model.
+        seed: of drawn values, and of adapters.
+        device: where buffers belong.
 
     Raises:
-        ConfigurationError: there are no such files, or broken ones.
+        ConfigurationError: see :func:`app.policy.sharding.stored.stored_weights`; a checkpoint of another policy.
     """
-
-    def __init__(self, settings: "PolicySettings") -> None:
-        self._source = settings.path or ""
-        self._files = _open_files(settings)
-
-    def rows(self, name: str, shape: torch.Size, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of the tensor called ``name``, which is of ``shape`` in the model.
-
-        Raises:
-            ConfigurationError: it is not there, or is of another shape.
-        """
-        if name not in self._files:
-            refuse(f"the weights in {self._source} lack {name}", "path")
-        values = self._files[name].get_slice(name)
-        there = tuple(values.get_shape())
-        if there != tuple(shape):
-            refuse(f"{name} in {self._source} has the shape {there}, config.json says {tuple(shape)}", "path")
-        return values[start:stop]
+    # Buffers come first: a family computes them where it also draws parameters, and writes over some that it should
+    # leave alone.
+    _compute_buffers(model, device)
+    _fill_weights(model, settings, seed)
 
 
-def _open_files(settings: "PolicySettings") -> dict[str, Any]:
-    """Tensor's name → the open file that holds it."""
-    from safetensors import safe_open
-    from transformers.utils import cached_file
-    from transformers.utils.hub import get_checkpoint_shard_files
+def _compute_buffers(model: Any, device: torch.device) -> None:
+    """Tables of rotary embeddings and the like, which no checkpoint holds, and the first values of those that one may.
 
-    source, revision = expanded(settings.path or ""), settings.revision
-    with loading("model", source, "policy.path"):
-        names = ("model.safetensors.index.json", "model.safetensors")
-        index, single = (
-            cached_file(source, name, revision=revision, _raise_exceptions_for_missing_entries=False) for name in names
-        )
-        if index is not None:
-            paths, _ = get_checkpoint_shard_files(source, index, revision=revision)
-        elif single is not None:
-            paths = [single]
-        else:
-            refuse(f"{source} holds no *.safetensors: sharded strategies read no other format", "path")
-        files = [safe_open(path, framework="pt") for path in paths]
-    return {name: file for file in files for name in file.keys()}  # noqa: SIM118  it is no dict
-
-
-@torch.no_grad()
-def fill_shards(model: Any, settings: "PolicySettings", seed: int) -> None:
-    """Puts values into this rank's rows of every parameter: from files, or as they are drawn for a new model."""
-    shards = dict(model.named_parameters())
-    if is_checkpoint(settings.path):
-        assert settings.path is not None
-        fill_shards(model, trained_from(settings), seed_behind(settings.path, seed))
-        trained = read_weights(settings.path)
-        check_trained(trained, model, settings.path)
-        for name in filter(trained.__contains__, shards):
-            _fill_rows(shards[name], lambda start, stop, name=name: trained[name][start:stop])  # type: ignore[misc]
-        return
-    if settings.path is not None:
-        stored = StoredTensors(settings)
-        for name in (name for name in shards if not is_adapter(name)):
-            read = functools.partial(stored.rows, base_name(name), shards[name].shape)
-            _fill_rows(shards[name], read)
-    else:
-        names = {base_name(name): name for name in shards}
-        draw(base_model(model), seed, lambda name, whole: _fill_rows(shards[names[base_name(name)]], _rows_of(whole)))
-    for name in filter(is_adapter, shards):
-        _fill_rows(shards[name], _rows_of(first_value(name, shards[name].shape, seed)))
-
-
-def _rows_of(whole: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
-    return lambda start, stop: whole[start:stop]
-
-
-def _fill_rows(parameter: Any, read: Callable[[int, int], torch.Tensor]) -> None:
-    """Copies rows [start, stop), as ``read`` gives them, into this rank's part of a DTensor: torch.chunk's split."""
-    local, count = parameter.to_local(), parameter.shape[0]
-    start = min(parameter.device_mesh.get_local_rank() * -(-count // parameter.device_mesh.size()), count)
-    local.copy_(read(start, start + local.shape[0]))
-
-
-@torch.no_grad()
-def fill_buffers(model: Any, device: torch.device) -> None:
-    """Computes the tables of rotary embeddings and the like, which no checkpoint holds."""
+    Nothing is drawn where a parameter is marked as transformers marks those that it has loaded.
+    """
     base = base_model(model)
+    parameters = list(base.parameters())
+    for parameter in parameters:
+        parameter._is_hf_initialized = True
     for module in base.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
+    for owner, module in _owned(base, base):
         if next(module.buffers(recurse=False), None) is not None:
-            base._init_weights(module)
+            owner._init_weights(module)
+    for parameter in parameters:
+        del parameter._is_hf_initialized
+
+
+def _owned(module: torch.nn.Module, owner: Any) -> Iterator[tuple[Any, torch.nn.Module]]:
+    """Every module below ``module``, children first, with the model of a family that it belongs to."""
+    from transformers import PreTrainedModel
+
+    owner = module if isinstance(module, PreTrainedModel) else owner
+    for child in _own_children(module):
+        yield from _owned(child, owner)
+    yield owner, module
+
+
+def _fill_weights(model: Any, settings: "PolicySettings", seed: int) -> None:
+    if is_checkpoint(settings.path):
+        assert settings.path is not None
+        _fill_weights(model, trained_from(settings), seed_behind(settings.path, seed))
+        _fill_trained(model, settings.path)
+        return
+    weights = dict(named_weights(model))
+    in_base = {base_name(name): weight for name, weight in weights.items() if not is_adapter(name)}
+    if settings.path is not None:
+        for stored in stored_weights(settings, plain_model(model)):
+            _fill_rows(in_base[stored.name], stored.rows)
+    else:
+        draw(base_model(model), seed, lambda name, whole: _fill_rows(in_base[base_name(name)], _rows_of(whole)))
+    for name in filter(is_adapter, weights):
+        _fill_rows(weights[name], _rows_of(first_value(name, weights[name].shape, seed)))
+
+
+def _fill_trained(model: Any, path: str) -> None:
+    trained = read_weights(path)
+    check_trained(trained, model, path)
+    for name, weight in named_weights(model):
+        if name in trained:
+            _fill_rows(weight, _rows_of(trained[name]))
+
+
+def _rows_of(whole: torch.Tensor) -> Callable[[int, int], torch.Tensor]:
+    return lambda start, stop: whole[start:stop] if whole.dim() else whole
+
+
+def _fill_rows(weight: Any, read: Callable[[int, int], torch.Tensor]) -> None:
+    """Copies rows [start, stop), as ``read`` gives them, into this rank's part of a DTensor: torch.chunk's split.
+
+    A buffer is whole on every rank.
+    """
+    count = weight.shape[0] if weight.dim() else 1
+    if not hasattr(weight, "device_mesh"):
+        weight.copy_(read(0, count))
+        return
+    local = weight.to_local()
+    start = min(weight.device_mesh.get_local_rank() * -(-count // weight.device_mesh.size()), count)
+    local.copy_(read(start, start + local.shape[0]))
 
 
 def draw(model: torch.nn.Module, seed: int, keep: Callable[[str, torch.Tensor], None]) -> None:

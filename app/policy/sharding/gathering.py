@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from app.policy.sharding.wrapping import device_of, is_fsdp, is_fsdp2, unwrapped
+from app.policy.weights import named_weights
 
 _WHOLE = "parameters_are_whole"
 """Attribute of a model inside :func:`whole_parameters`."""
@@ -85,7 +86,7 @@ def readable(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def whole_weights(model: Any, everywhere: bool = False) -> dict[str, torch.Tensor]:
-    """All parameters whole, in host memory, by name; tied ones once. Collective.
+    """All weights whole, in host memory, by name; tied ones once. Collective.
 
     Args:
         model: sharded or not.
@@ -94,8 +95,8 @@ def whole_weights(model: Any, everywhere: bool = False) -> dict[str, torch.Tenso
     wanted = everywhere or not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     weights: dict[str, torch.Tensor] = {}
     with readable(model):
-        for name, parameter in model.named_parameters():
-            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+        for name, weight in named_weights(model):
+            whole = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
             if wanted:
                 weights[unwrapped(name)] = whole.detach().to("cpu", copy=True)
     return weights

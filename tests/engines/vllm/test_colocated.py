@@ -13,8 +13,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from app.engines.vllm.engine import VLLMEngine
-from app.engines.weight_sync import WeightSyncError, as_matrix, policy_weights, sampled_columns
+from app.engines.weight_sync import WeightSyncError, as_matrix, sampled_columns
 from app.errors import ConfigurationError
+from app.policy.sharding.merging import policy_weights
 from tests.engines.vllm.support import (
     END,
     VOCAB,
