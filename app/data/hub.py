@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.data.filters import NO_FILTERS, Filter, FilterSettings
+from app.data.mixed_columns import as_written, undecoded
 from app.data.problems import Problem
 from app.data.rows import AnswerFormat, MalformedPolicy, MalformedRowError, RowSettings, read_row
 from app.data.source import NAMED_ROWS, FiniteSource, Share, check_columns, note_malformed, read_rows
@@ -67,6 +68,7 @@ class HubSource(FiniteSource):
         self.filters = filters
         self._stream: _OpenStream | None = None
         self._found: DatasetBuilder | None = None
+        self._mixed: Any = None  # the features where columns hold several types
         self._named = 0
 
     @property
@@ -78,8 +80,9 @@ class HubSource(FiniteSource):
         return self.streaming
 
     def load(self) -> list[Problem]:
-        rows = enumerate(self.open(), start=1)
-        return read_rows(rows, self.dataset, self.rows, self.filters, self.report)
+        return read_rows(
+            enumerate(self._rows(self.open()), start=1), self.dataset, self.rows, self.filters, self.report
+        )
 
     def problems(self) -> list[Problem]:
         if self.streaming:
@@ -109,13 +112,19 @@ class HubSource(FiniteSource):
         return {key: value for key, value in found.items() if value is not None}
 
     def open(self) -> Any:
-        """The ``Dataset`` or ``IterableDataset``. Raises ConfigurationError where it cannot be had."""
+        """The ``Dataset`` or ``IterableDataset``, see :func:`app.data.mixed_columns.undecoded`.
+
+        Raises ConfigurationError where it cannot be had.
+        """
         builder = self._builder()
         with self._failures_in_one_line():
             if self.streaming:
-                return builder.as_streaming_dataset(split=self.split)
-            builder.download_and_prepare()
-            return builder.as_dataset(split=self.split)
+                found = builder.as_streaming_dataset(split=self.split)
+            else:
+                builder.download_and_prepare()
+                found = builder.as_dataset(split=self.split)
+            dataset, self._mixed = undecoded(found)
+        return dataset
 
     def _builder(self) -> "DatasetBuilder":
         """What ``datasets`` found under the name: the branch or tag is resolved to a commit here, once."""
@@ -185,15 +194,15 @@ class HubSource(FiniteSource):
                 self.report.kept += 1
                 yield problem
 
-    def _rows(self, shard: "IterableDataset") -> Iterator[dict[str, Any]]:
-        """The rows; what is met in a file only when it is read there ends the run in one line too."""
-        rows = iter(shard)
+    def _rows(self, dataset: Any) -> Iterator[Any]:
+        """The rows as written; what is met in a file only when it is read there ends the run in one line too."""
+        rows = iter(dataset)
         while True:
             with self._failures_in_one_line():
                 row = next(rows, None)
             if row is None:
                 return
-            yield row
+            yield as_written(row, self._mixed)
 
     def _usable(self, row: Any, place: str, wanted: Filter) -> Problem | None:
         """The row's problem, or None, counted, where it is malformed or left out."""

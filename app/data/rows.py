@@ -1,9 +1,12 @@
 """From a raw row of a file or a dataset to a :class:`Problem`, or to the reason why it cannot be one."""
 
+import contextlib
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import date, time
 from typing import Any, Literal, get_args
 
 from app.data.problems import Problem
@@ -12,6 +15,9 @@ from app.seeds import derive_seed
 
 AnswerFormat = Literal["plain", "integer", "after_hashes", "last_box", "list", "none"]
 MalformedPolicy = Literal["skip", "refuse"]
+
+LARGEST_EXACT = 2**53
+"""Up to here a float holds every integer."""
 
 _MISSING = object()
 
@@ -30,9 +36,9 @@ class RowSettings:
             row that are not named here are kept under their own names.
         answer_format: ``plain``: as it stands. ``integer``: ``025``, ``27.0`` and the number 27 become ``25``
             and ``27``. ``after_hashes``: what follows the last ``####``, without thousands commas (GSM8K).
-            ``last_box``: the contents of the last ``\\boxed{}`` (or ``\\boxed 2``). ``list``: a list of strings, joined
-            by commas. ``none``: the rows have no gold answers, and their problems get an empty one: for rewards that
-            ask for none.
+            ``last_box``: the contents of the last ``\\boxed{}`` (or ``\\boxed 2``). ``list``: a list of strings, also
+            as JSON text (``["34"]``), joined by commas. ``none``: the rows have no gold answers, and their problems
+            get an empty one: for rewards that ask for none.
         malformed: ``skip`` rows that are no problem (counted and named), or ``refuse`` the whole source.
         max_characters: a problem or an answer longer than this makes a row malformed.
     """
@@ -138,6 +144,8 @@ def _checked_text(value: Any, name: str, settings: RowSettings) -> str:
         raise MalformedRowError(f"the {name} is missing")
     if not isinstance(value, str):
         advice = " (answer_format: integer takes numbers)" if name == "answer" and type(value) in (int, float) else ""
+        if isinstance(value, date | time):
+            advice = " (datasets reads a column of dates as dates: JsonLinesSource reads the file as it is written)"
         raise MalformedRowError(f"the {name} is not a string but {type(value).__name__}{advice}")
     text = value.strip()
     if not text:
@@ -162,6 +170,10 @@ def _integer(value: Any) -> Any:
     """Drops leading zeros and a fraction of zeros; what is no integer stays as it stands."""
     if isinstance(value, bool):
         return value
+    if isinstance(value, float) and LARGEST_EXACT < abs(value) < math.inf:
+        raise MalformedRowError(
+            f"the answer {value!r} was read as a float, which holds integers up to 2^53: write it as a string"
+        )
     if isinstance(value, (int, float)):
         whole = math.isfinite(value) and value == int(value)
         return str(int(value)) if whole else str(value)
@@ -198,6 +210,15 @@ def _last_box(value: Any) -> Any:
 
 
 def _list(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with contextlib.suppress(ValueError):  # raised by what is no JSON, such as an interval
+            found = _joined(json.loads(value))
+            return found if isinstance(found, str) else value
+    return _joined(value)
+
+
+def _joined(value: Any) -> Any:
+    """The strings joined by commas; anything else unchanged."""
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return ", ".join(item.strip() for item in value)
     return value

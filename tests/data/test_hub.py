@@ -171,6 +171,54 @@ def test_mistakes_are_named(files: list[str], arguments: dict[str, Any], message
         texts(streamed(files, **{"streaming": streaming, **arguments}), 0)
 
 
+MIXED = [
+    *("12", "\\frac12", "2020-01-02", "true", "null", "[1,2]", "[1,2)", "12345678901234567890", "1e5", "007", "-0.50"),
+    *("é", "2\n3", "[[1,2],[3,4]]", "1 000"),
+]
+"""Answers as text, many of which are JSON."""
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", ["answer", "struct", "list"])
+def test_text_stays_text_beside_one_bare_number(tmp_path: Path, streaming: bool, kind: str) -> None:
+    columns = {"answer": "answer", "struct": "reward_model.ground_truth", "list": "turns.0.answer"}
+
+    def row(number: int, answer: Any) -> dict[str, Any]:
+        made = {"answer": answer, "reward_model": {"ground_truth": answer}, "turns": [{"answer": answer}]}
+        return {"problem": f"p{number}", columns[kind].split(".")[0]: made[columns[kind].split(".")[0]]}
+
+    answers = [*MIXED, 7, 12345678901234567890, True]
+    path = write_json_lines(tmp_path / "mixed.jsonl", [row(i, answer) for i, answer in enumerate(answers)])
+    source = HubSource("json", data_files=[path], streaming=streaming, columns={"answer": columns[kind]})
+    drawn = source.draw(Share(0, 0, 0, 1, len(answers)))
+    read = {problem.problem: problem.answer for problem in drawn}
+    assert source.report.malformed == []
+    expected = [*MIXED, "7", "12345678901234567890", "true"]
+    assert [read[f"p{i}"] for i in range(len(answers))] == [
+        '{"a": 1}' if "{" in x and x[0] == "{" else x for x in expected
+    ]
+
+
+def test_objects_of_mixed_columns_stay_objects(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": [{"content": "p0", "n": 1}], "answer": "1"},
+        {"prompt": [{"content": "p1", "n": "x"}], "answer": "2"},
+        {"prompt": {"text": "p"}, "answer": "3"},
+    ]
+    path = write_json_lines(tmp_path / "mixed.jsonl", rows)
+    source = HubSource("json", data_files=[path], columns={"problem": "prompt.0.content"})
+    assert [problem.problem for problem in source.problems()] == ["p0", "p1"]
+
+
+def test_numbers_that_a_float_cannot_hold_and_dates_are_refused_by_name(tmp_path: Path) -> None:
+    for answers, reason in (([12345678901234567890, 1], "read as a float"), (["2020-01-02"] * 2, "JsonLinesSource")):
+        rows = [{"problem": f"p{i}", "answer": answer} for i, answer in enumerate(answers)]
+        path = write_json_lines(tmp_path / f"{len(reason)}.jsonl", rows)
+        source = HubSource("json", data_files=[path], answer_format="integer", malformed="refuse")
+        with pytest.raises(ConfigurationError, match=reason):
+            source.problems()
+
+
 def test_a_stream_cannot_be_listed(files: list[str]) -> None:
     source = streamed(files)
     assert not source.finite

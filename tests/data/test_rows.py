@@ -1,5 +1,6 @@
 """From rows to problems: columns, answer formats, malformed rows."""
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -35,6 +36,12 @@ def read(row: Any, **changes: Any) -> Any:
         ("last_box", "\\boxed{1}, no: $\\boxed 2$.", "2"),
         ("list", ["2", " 3 "], "2, 3"),
         ("list", "2", "2"),
+        ("list", '["34"]', "34"),  # a list of strings as JSON text
+        ("list", ' ["1", "\\\\frac{1}{2}"]', "1, \\frac{1}{2}"),
+        ("list", "[1, 2]", "[1, 2]"),
+        ("list", "[1, 2)", "[1, 2)"),
+        ("integer", 2.0**53, str(2**53)),
+        ("integer", 2**60 + 1, str(2**60 + 1)),
     ],
 )
 def test_answer_formats(answer_format: str, raw: Any, expected: str) -> None:
@@ -73,6 +80,8 @@ def test_integers_lose_their_ornaments_and_keep_their_value(number: int, zeros: 
         ({"problem": "p", "answer": "72"}, {"answer_format": "last_box"}, "holds no \\boxed{}"),
         ({"problem": "p", "answer": "\\boxed{7"}, {"answer_format": "last_box"}, "never closed"),
         ({"problem": "p", "answer": ["1", 2]}, {"answer_format": "list"}, "not a string but list"),
+        ({"problem": "p", "answer": 1.2345678901234567e19}, {"answer_format": "integer"}, "read as a float"),
+        ({"problem": "p", "answer": datetime(2020, 1, 2)}, {}, "not a string but datetime (datasets reads"),
     ],
 )
 def test_malformed_rows_say_why(row: Any, changes: dict[str, Any], reason: str) -> None:
