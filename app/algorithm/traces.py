@@ -8,7 +8,8 @@ A trace style is a coefficient tr(t, l): how much the token that lies l steps ba
 and M[t, k] = tr(t, t−k) for k ≤ t. No T×T tensor is ever made: products with M are chunked scans, its row and
 column sums are closed forms. Source of the traces: Parthasarathi et al., arXiv 2510.00194.
 
-Shapes: B rows, T completion tokens, N chunks of C tokens. Masks are right-padded: ones, then zeros.
+Shapes: B rows, T completion tokens, N chunks of C tokens. Masks are right-padded: ones, then zeros. Annotations name
+them, and are checked at every call in the tests.
 """
 
 import math
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 from torch.nn import functional
 
@@ -24,8 +26,14 @@ from app.errors import require, require_choice
 CHUNK = 128
 DIRECTIONS = ("backward", "forward")
 
+PerToken = Float[Tensor, "B T"]
+Exact = Float64[Tensor, "B T"]
+Lengths = Float64[Tensor, "B 1"]
+Mask = Shaped[Tensor, "B T"]
+"""True, or 1 of any dtype, on real tokens."""
 
-def accumulate(log_ratio: Tensor, mask: Tensor, q: float, style: str) -> Tensor:
+
+def accumulate(log_ratio: PerToken, mask: Mask, q: float, style: str) -> PerToken:
     """z_t = Σ_{k≤t} M[t, k]·ℓ_k, differentiable.
 
     The scan runs in float64 whatever comes in: ``both`` subtracts long sums, and float64 products are exempt
@@ -49,7 +57,7 @@ def accumulate(log_ratio: Tensor, mask: Tensor, q: float, style: str) -> Tensor:
     return traces.to(log_ratio.dtype).where(real, 0.0)
 
 
-def weights(mask: Tensor, q: float, style: str, direction: str, dtype: torch.dtype = torch.float32) -> Tensor:
+def weights(mask: Mask, q: float, style: str, direction: str, dtype: torch.dtype = torch.float32) -> PerToken:
     """Row or column sums of M over each row's own length, from closed forms.
 
     Args:
@@ -76,7 +84,9 @@ def weights(mask: Tensor, q: float, style: str, direction: str, dtype: torch.dty
     return sums.to(dtype).where(real, 0.0)
 
 
-def mean_weight(mask: Tensor, q: float, style: str, direction: str, dtype: torch.dtype = torch.float32) -> Tensor:
+def mean_weight(
+    mask: Mask, q: float, style: str, direction: str, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, " B"]:
     """Each row's mean of :func:`weights` over its real tokens: [B, T] → [B], 0 for an empty row.
 
     It is how much the trace multiplies the row's policy gradient. The means agree in both directions.
@@ -85,7 +95,7 @@ def mean_weight(mask: Tensor, q: float, style: str, direction: str, dtype: torch
     return (sums / mask.bool().sum(-1).clamp(min=1)).to(dtype)
 
 
-def decayed_cumsum(values: Tensor, q: float) -> Tensor:
+def decayed_cumsum(values: PerToken, q: float) -> PerToken:
     """y_t = Σ_{k≤t} q^(t−k)·x_k along the last dimension, as a chunked scan: O(T) memory, O(T·CHUNK) time.
 
     Inside a chunk, a product with a C×C triangle; between chunks, a carry. The carries obey the same
@@ -102,18 +112,18 @@ def decayed_cumsum(values: Tensor, q: float) -> Tensor:
     return (inside + entering * decay).flatten(-2)[..., :length]
 
 
-def _decay_triangle(size: int, q: float, like: Tensor) -> Tensor:
+def _decay_triangle(size: int, q: float, like: Tensor) -> Float[Tensor, "{size} {size}"]:
     """[k, t] = q^(t−k) for k ≤ t, else 0: the transpose of the recent trace's M."""
     positions = _positions(size, like)
     steps_back = positions - positions.unsqueeze(-1)
     return (q ** steps_back.clamp(min=0)).triu().to(like.dtype)
 
 
-def _positions(size: int, like: Tensor) -> Tensor:
+def _positions(size: int, like: Tensor) -> Float64[Tensor, " {size}"]:
     return torch.arange(size, dtype=torch.float64, device=like.device)
 
 
-def _accumulate_both(log_ratio: Tensor, q: float) -> Tensor:
+def _accumulate_both(log_ratio: PerToken, q: float) -> PerToken:
     """z_t = Σ_{j<h} q^j ℓ_j + E_t − q^(t−h+1)·E_(h−1), with h = ⌈t/2⌉ and E the recent trace.
 
     Tokens before h weigh q^k (near the start), the others q^(t−k) (near t); the last term takes out of E_t
@@ -126,7 +136,7 @@ def _accumulate_both(log_ratio: Tensor, q: float) -> Tensor:
     return _before_half(from_start) + recent - overlap_decay * _before_half(recent)
 
 
-def _before_half(sums: Tensor) -> Tensor:
+def _before_half(sums: PerToken) -> PerToken:
     """s_(⌈t/2⌉−1) for every t, 0 at t = 0: that is 0, s_0, s_0, s_1, s_1, …
 
     Doubling by an expand rather than by an index keeps the backward pass deterministic on GPUs.
@@ -136,7 +146,7 @@ def _before_half(sums: Tensor) -> Tensor:
     return functional.pad(doubled, (1, 0))[..., :length]
 
 
-def _geometric_sum(count: Tensor, q: float) -> Tensor:
+def _geometric_sum(count: Exact, q: float) -> Exact:
     """Σ_{j<count} q^j for float64 counts ≥ 0; expm1 keeps (1 − q^n)/(1 − q) exact near q = 1."""
     if q == 1:
         return count
@@ -145,21 +155,21 @@ def _geometric_sum(count: Tensor, q: float) -> Tensor:
     return torch.expm1(count * math.log(q)) / (q - 1)
 
 
-def _backward_recent(positions: Tensor, q: float) -> Tensor:
+def _backward_recent(positions: Exact, q: float) -> Exact:
     return _geometric_sum(positions + 1, q)
 
 
-def _forward_recent(positions: Tensor, lengths: Tensor, q: float) -> Tensor:
+def _forward_recent(positions: Exact, lengths: Lengths, q: float) -> Exact:
     return _geometric_sum((lengths - positions).clamp(min=0), q)
 
 
-def _backward_both(positions: Tensor, q: float) -> Tensor:
+def _backward_both(positions: Exact, q: float) -> Exact:
     """Tokens ⌈t/2⌉ … t weigh q^(t−k), the ⌈t/2⌉ before them q^k."""
     latest = positions // 2 + 1
     return _geometric_sum(latest, q) + _geometric_sum(positions + 1 - latest, q)
 
 
-def _forward_both(positions: Tensor, lengths: Tensor, q: float) -> Tensor:
+def _forward_both(positions: Exact, lengths: Lengths, q: float) -> Exact:
     """Up to t = 2k the token weighs q^(t−k); at every later t it keeps weighing q^k."""
     decaying = torch.minimum(positions + 1, (lengths - positions).clamp(min=0))
     kept = (lengths - 1 - 2 * positions).clamp(min=0)
@@ -170,9 +180,9 @@ def _forward_both(positions: Tensor, lengths: Tensor, q: float) -> Tensor:
 class TraceStyle:
     """Products with M and its row (backward) and column (forward) sums, for one trace coefficient."""
 
-    accumulate: Callable[[Tensor, float], Tensor]
-    backward: Callable[[Tensor, float], Tensor]
-    forward: Callable[[Tensor, Tensor, float], Tensor]
+    accumulate: Callable[[PerToken, float], PerToken]
+    backward: Callable[[Exact, float], Exact]
+    forward: Callable[[Exact, Lengths, float], Exact]
 
 
 STYLES = {

@@ -1,23 +1,27 @@
 """Log-probabilities and entropies of completion tokens under a policy.
 
-Shapes: B rows, T completion tokens, V vocabulary, N = B·T.
+Shapes: B rows, T completion tokens, V vocabulary, N = B·T. Annotations name them, and are checked at every call in the
+tests.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from app.errors import ConfigurationError
+from app.policy.packing import TokenBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from app.policy.packing import TokenBatch
-
 CHUNK_ELEMENTS = 2**22
 """Logits that are turned into float32 at once: 16 MiB a temporary, whatever the vocabulary."""
+
+PerToken = Float[Tensor, "B T"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,12 @@ class TokenStatistics:
         entropy: [B, T] of the next-token distributions, in nats, without gradient; or None.
     """
 
-    log_probs: Tensor
-    entropy: Tensor | None = None
+    log_probs: PerToken
+    entropy: PerToken | None = None
 
 
 def token_log_probs(
-    model: "PreTrainedModel", batch: "TokenBatch", temperature: float = 1.0, with_entropy: bool = False
+    model: "PreTrainedModel", batch: TokenBatch, temperature: float = 1.0, with_entropy: bool = False
 ) -> TokenStatistics:
     """Evaluates ``model`` once on ``batch`` under softmax(logits / temperature).
 
@@ -60,14 +64,16 @@ def token_log_probs(
     return TokenStatistics(log_probs.masked_fill(padding, 0.0), entropy)
 
 
-def last_logits(model: "PreTrainedModel", length: int, **inputs: Tensor) -> Tensor:
+def last_logits(model: "PreTrainedModel", length: int, **inputs: Int[Tensor, "B S"]) -> Float[Tensor, "B {length} V"]:
     """[B, length, V] logits at the last ``length`` positions of ``inputs``, in the dtype that the model computes in."""
     logits = model(**inputs, use_cache=False, logits_to_keep=length).logits
     # The backward pass of a slice, be it of everything, would copy the whole gradient.
     return logits if logits.shape[1] == length else logits[:, -length:]
 
 
-def selective_log_softmax(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+def selective_log_softmax(
+    logits: Float[Tensor, "B T V"], ids: Int[Tensor, "B T"], temperature: float = 1.0
+) -> PerToken:
     """log softmax(logits / temperature) at ``ids``: logits [B, T, V], ids [B, T] → [B, T], float32 at least.
 
     Neither direction holds more than :data:`CHUNK_ELEMENTS` float32 logits beside the logits themselves; the
@@ -78,7 +84,7 @@ def selective_log_softmax(logits: Tensor, ids: Tensor, temperature: float = 1.0)
 
 
 @torch.no_grad()
-def entropy_of(logits: Tensor, temperature: float = 1.0) -> Tensor:
+def entropy_of(logits: Float[Tensor, "B T V"], temperature: float = 1.0) -> PerToken:
     """Entropy in nats of softmax(logits / temperature): [B, T, V] → [B, T], float32 at least, no gradient."""
     parts = []
     for chunk in _chunks(logits.flatten(0, 1)):
@@ -92,7 +98,9 @@ class _SelectiveLogSoftmax(torch.autograd.Function):
     """logits [N, V], ids [N] → [N]; d logp_i / d logits = (onehot(id_i) − softmax) / temperature."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, logits: Float[Tensor, "N V"], ids: Int[Tensor, " N"], temperature: float
+    ) -> Float[Tensor, " N"]:
         chosen, normalisers = [], []
         for chunk, chunk_ids in zip(_chunks(logits), _chunks(ids, width=logits.shape[1]), strict=True):
             scaled = _scaled(chunk, temperature)
@@ -104,7 +112,7 @@ class _SelectiveLogSoftmax(torch.autograd.Function):
         return torch.cat(chosen)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionCtx, *gradients: Float[Tensor, " N"]) -> tuple[Float[Tensor, "N V"], None, None]:
         logits, ids, normaliser = ctx.saved_tensors
         outer = gradients[0] / ctx.temperature
         result = torch.empty_like(logits)
@@ -122,12 +130,12 @@ class _SelectiveLogSoftmax(torch.autograd.Function):
         return result, None, None
 
 
-def _scaled(logits: Tensor, temperature: float) -> Tensor:
+def _scaled(logits: Float[Tensor, "rows V"], temperature: float) -> Float[Tensor, "rows V"]:
     """In float32 at least, divided by the temperature."""
     raised = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return raised if temperature == 1 else raised / temperature
 
 
-def _chunks(values: Tensor, width: int | None = None) -> tuple[Tensor, ...]:
+def _chunks(values: Shaped[Tensor, "N ..."], width: int | None = None) -> tuple[Tensor, ...]:
     """Views of consecutive rows; rows of ``width`` elements (its own by default) fill up CHUNK_ELEMENTS."""
     return values.split(max(1, CHUNK_ELEMENTS // (width or values.shape[-1])))

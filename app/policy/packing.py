@@ -1,13 +1,19 @@
 """Ragged prompts and completions as one padded batch: prompts on the left, completions on the right.
 
-Shapes: B rows, P width of the prompts, T width of the completions, S = P + T.
+Shapes: B rows, P width of the prompts, T width of the completions, S = P + T. Annotations name them, and are checked at
+every call in the tests.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
+
+PerRow = Int[Tensor, " B"]
+Rows = Int[Tensor, " rows"]
+"""Indices of rows."""
 
 
 @dataclass(frozen=True)
@@ -24,21 +30,21 @@ class TokenBatch:
             device: widths are chosen by them, and to read them there would wait for all work that is queued on a GPU.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    position_ids: Tensor
+    input_ids: Int[Tensor, "B S"]
+    attention_mask: Int[Tensor, "B S"]
+    position_ids: Int[Tensor, "B S"]
     prompt_length: int
-    completion_mask: Tensor
-    prompt_lengths: Tensor
-    completion_lengths: Tensor
+    completion_mask: Bool[Tensor, "B T"]
+    prompt_lengths: PerRow
+    completion_lengths: PerRow
 
     @property
-    def completion_ids(self) -> Tensor:
+    def completion_ids(self) -> Int[Tensor, "B T"]:
         """[B, T] int64, filled up with the pad id."""
         return self.input_ids[:, self.prompt_length :]
 
     @property
-    def lengths(self) -> Tensor:
+    def lengths(self) -> PerRow:
         """[B] real tokens a row, prompt and completion; on the CPU."""
         return self.prompt_lengths + self.completion_lengths
 
@@ -55,7 +61,7 @@ class TokenBatch:
             completion_mask=self.completion_mask.to(device),
         )
 
-    def select(self, rows: Tensor | Sequence[int]) -> "TokenBatch":
+    def select(self, rows: Rows | Sequence[int]) -> "TokenBatch":
         """The given rows, without the columns that are padding in all of them.
 
         Completions lose columns on their right alone: column t stays token t. One column always stays. Rows that are
@@ -102,7 +108,7 @@ def build(prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence
     )
 
 
-def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B P"], Int[Tensor, "B P"]]:
     """Token ids [B, P] and attention mask [B, P], both int64, of lists of unequal lengths."""
     width = max(map(len, rows))
     ids = torch.tensor([[*[pad_id] * (width - len(row)), *row] for row in rows])
@@ -110,17 +116,17 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     return ids, (torch.arange(width) >= width - lengths[:, None]).long()
 
 
-def positions(attention_mask: Tensor) -> Tensor:
+def positions(attention_mask: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
     """[B, S] position ids: 0 on a row's first real token and on the padding before it."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
-def split_by_rows(batch: TokenBatch, rows: int) -> list[Tensor]:
+def split_by_rows(batch: TokenBatch, rows: int) -> list[Rows]:
     """Row indices in parts of at most ``rows``, longest rows first: alike lengths share little padding."""
     return list(_by_falling_length(batch).split(rows))
 
 
-def split_by_tokens(batch: TokenBatch, tokens: int) -> list[Tensor]:
+def split_by_tokens(batch: TokenBatch, tokens: int) -> list[Rows]:
     """Row indices in parts whose padded area (rows x longest row) is at most ``tokens``, longest rows first.
 
     A row that is longer than ``tokens`` makes a part of its own.
@@ -135,5 +141,5 @@ def split_by_tokens(batch: TokenBatch, tokens: int) -> list[Tensor]:
     return parts
 
 
-def _by_falling_length(batch: TokenBatch) -> Tensor:
+def _by_falling_length(batch: TokenBatch) -> PerRow:
     return batch.lengths.argsort(descending=True, stable=True)

@@ -84,6 +84,7 @@ def test_integers_are_taken_and_dtype_kept() -> None:
         ({"rewards": torch.tensor([[0.0, 1.0], [math.inf, 0.0]])}, "prompt 1, completion 0 is infinite"),
     ],
 )
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_refusals_say_what_is_wrong(change: dict, words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         group_advantages(**({"rewards": torch.tensor([[0.0, 1.0]])} | change))

@@ -9,15 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from app.algorithm.objective import (
-    APPLICATIONS,
-    KL_ESTIMATORS,
-    MAX_LOG_RATIO,
-    REDUCTIONS,
-    ObjectiveSettings,
-    normaliser,
-    policy_objective,
-)
+from app.algorithm.applications import APPLICATIONS
+from app.algorithm.kl import KL_ESTIMATORS
+from app.algorithm.objective import ObjectiveSettings, normaliser, policy_objective
+from app.algorithm.ratios import MAX_LOG_RATIO
+from app.algorithm.settings import REDUCTIONS
 from app.algorithm.traces import STYLES, accumulate
 from app.errors import ConfigurationError
 from tests.algorithm import reference
@@ -329,6 +325,7 @@ def test_low_precision_log_probs_are_worked_on_in_float32() -> None:
         ({"ref_log_probs": None}, "beta is 0.1, so ref_log_probs must be given"),
     ],
 )
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_tensors_that_do_not_fit_are_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         policy_objective(**(batch() | change), settings=ObjectiveSettings(beta=0.1))
