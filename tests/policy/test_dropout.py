@@ -17,6 +17,19 @@ SMALL = {
     "qwen2": {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": 2}
     | {"intermediate_size": 32, "vocab_size": 32, "attention_dropout": 0.5},
 }
+# Architectures whose routers are noisy in training: by default, or by their configuration.
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+SMALL |= {
+    "phimoe": SMALL["qwen2"] | EXPERTS,
+    "mixtral": SMALL["qwen2"] | EXPERTS | {"router_jitter_noise": 0.3, "attention_dropout": 0.0},
+    "minimax_m2": SMALL["qwen2"]
+    | EXPERTS
+    | {"router_jitter_noise": 0.3, "attention_dropout": 0.0, "head_dim": 8}
+    | {"rotary_dim": 8},
+    "dbrx": {"d_model": 16, "n_heads": 2, "n_layers": 2, "vocab_size": 32, "max_seq_len": 64}
+    | {"attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0, "clip_qkv": 8.0}}
+    | {"ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2, "moe_jitter_eps": 0.3}},
+}
 
 
 @pytest.mark.parametrize("kind", SMALL)
