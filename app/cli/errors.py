@@ -112,7 +112,7 @@ def _options(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
         if word.startswith("-") and "=" in word:
             yield tuple(word.split("=", 1))  # type: ignore[misc]
         elif word.startswith("-"):
-            yield word, words[index + 1] if index + 1 < len(words) else None
+            yield word, words[index + 1] if index + 1 < len(words) else True  # a switch, such as --dry_run
 
 
 def _structured(value: Any) -> Any:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from app.cli import runner
-from app.cli.errors import Source, check_keys
+from app.cli.errors import Source, check_keys, read_sources
 from app.cli.main import main
 from app.errors import ConfigurationError
 from datamodules import MathPromptDataModule
@@ -56,7 +56,7 @@ def _policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("--trainer null", "trainer: needs a value, and null is none"),
         ("--rollouts null", "rollouts: GRPOLambdaModule learns from rollouts"),
         ("--trainer.max_epocs 3", "trainer.max_epocs: no such key; did you mean max_epochs?"),
-        ("--model.objective.lam=${nope}", "model.objective.lam: Interpolation key '"),  # omegaconf 2.4 adds a path
+        ("--model.objective.lam=${nope}", "model.objective.lam: Interpolation key 'nope' not found"),
         ("--config missing.yaml", "there is no file missing.yaml"),
         ("--rollouts.truncation.mode drop", "rollouts.truncation.mode: unknown name 'drop'"),
         ("--rollouts.engine.class_path app.Nope", "rollouts.engine.class_path: no class app.Nope"),
@@ -72,6 +72,12 @@ def test_wrong_input_gives_one_line_and_exit_code_2(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert expected in errors[0]
+
+
+def test_a_switch_that_ends_the_command_is_on_and_a_misspelt_one_is_no_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_sources(["--name", "mine", "--dry_run"])[-1].values == {"name": "mine", "dry_run": True}
+    assert main(["fit", "--dry_rn"]) == 2
+    assert "error: dry_rn: no such key; did you mean dry_run?" in capsys.readouterr().err
 
 
 def test_an_unknown_command_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
