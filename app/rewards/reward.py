@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from app.data.problems import Problem
+from app.errors import CommonError
 
 Scores = list[float | None]
 
@@ -43,5 +44,5 @@ class RewardFunction(Protocol):
         ...
 
 
-class RewardError(RuntimeError):
+class RewardError(CommonError):
     """A reward function failed or returned something other than scores."""
