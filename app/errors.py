@@ -17,13 +17,8 @@ class ConfigurationError(ValueError):
         self.key = key
 
 
-class CommonError(RuntimeError):
-    """Ends a run with a message for its user. All ranks raise it together, never in the middle of an update: what is
-    behind can be saved, and no rank waits for another."""
-
-
-class DivergenceError(CommonError):
-    """The policy has left the finite numbers, or the limits that were set."""
+class DivergenceError(RuntimeError):
+    """Training has left the finite numbers; all ranks raise it together."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -85,7 +85,6 @@ class BenchmarkEvaluation(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
         self._random_states = _collect_rng_states()
         self._resources = ExitStack()
-        pl_module.check_weights(*_moment(trainer))
         folder = self._output_folder(trainer)
         self._active = self._ready_engine(trainer, pl_module)
         self._record = EvaluationRecord(trainer, pl_module, self.plan, self._active, folder)
@@ -115,7 +114,8 @@ class BenchmarkEvaluation(Callback):
         if trainer.is_global_zero:
             for name, loader in zip(record.names, trainer.val_dataloaders, strict=True):
                 problems = {problem.id: problem for problem in loader.problems}
-                judge = partial(grade_anew, problems=problems, grader=self._grader, grader_fingerprint=now)
+                given: dict[str, Any] = {"problems": problems, "grader": self._grader, "grader_fingerprint": now}
+                judge = partial(grade_anew, thinking=loader.thinking, **given)
                 samples = self.plan.settings(name).samples
                 count = regrade_samples(record.folder, name, record.hashes[name], samples, now, judge)
                 if count:
@@ -143,8 +143,8 @@ class BenchmarkEvaluation(Callback):
         problems, ends = [batch.problems[index] for index in left], pl_module.end_token_ids
         prompts = [batch.prompt_ids[index] for index in left]
         requests = [self.plan.request(name, *each, ends) for each in zip(problems, prompts, strict=True)]
-        graders = (self._grader, self.plan.grader_fingerprint)
-        samples.append(sample_problems(name, problems, requests, self._active, *graders, pl_module.tokenizer))
+        reading = (self._grader, self.plan.grader_fingerprint, pl_module.tokenizer, batch.thinking)
+        samples.append(sample_problems(name, problems, requests, self._active, *reading))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
         self._grader.close()
@@ -203,10 +203,3 @@ class BenchmarkEvaluation(Callback):
             self._own_engine.start(module)
         self._own_engine.sync(module)
         return self._own_engine
-
-
-def _moment(trainer: Trainer) -> tuple[str, ...]:
-    """When a policy is looked at, and under ``validate`` what to say of one that cannot be evaluated."""
-    if trainer.state.fn != "validate":
-        return (f"after iteration {done}" if (done := iterations_done(trainer)) else "before the first iteration",)
-    return "as it was loaded,", "there is nothing to evaluate; its run has diverged, or the file is damaged"

@@ -287,6 +287,7 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
             self.benchmark_batch_size,
             self.rank,
             self.world_size,
+            encoder.thinking,
         )
 
     def _treat_overlap(self, train: Source) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from app.data.problems import Problem, PromptBatch
 from app.errors import ConfigurationError
+from app.grading.thinking import NO_OPEN_THOUGHT, Thinking
 
 
 class Opaque:
@@ -70,6 +71,7 @@ class BenchmarkLoader:
         batch_size: problems in one rank's batch.
         rank: this process.
         world_size: number of processes.
+        thinking: see :class:`PromptBatch`.
     """
 
     problems: Sequence[Problem]
@@ -77,6 +79,7 @@ class BenchmarkLoader:
     batch_size: int
     rank: int
     world_size: int
+    thinking: Thinking = NO_OPEN_THOUGHT
 
     def __len__(self) -> int:
         return math.ceil(len(self.problems) / (self.batch_size * self.world_size))
@@ -89,4 +92,4 @@ class BenchmarkLoader:
         """Batch ``index``; its ``first_index`` counts from the benchmark's beginning."""
         first = min((index * self.world_size + self.rank) * self.batch_size, len(self.problems))
         problems = list(self.problems[first : first + self.batch_size])
-        return PromptBatch(index, problems, self.encode(problems), first)
+        return PromptBatch(index, problems, self.encode(problems), first, self.thinking)

@@ -52,7 +52,8 @@ class MathPromptDataModule(ProblemDataModule[PromptBatch]):
 
     def _make_batch(self, share: Share) -> PromptBatch:
         problems = self._training_source().draw(share)
-        return PromptBatch(share.iteration, problems, self._encoder.encode(problems), share.first_index)
+        encoder = self._encoder
+        return PromptBatch(share.iteration, problems, encoder.encode(problems), share.first_index, encoder.thinking)
 
     def spare_batch(self, iteration: int, extra_round: int) -> PromptBatch:
         """Further prompts for an iteration, for dynamic sampling: a pure function of (seed, iteration, round, rank).

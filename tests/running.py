@@ -1,5 +1,6 @@
 """Small real runs in process: a tiny policy on the synthetic task, with Lightning's own trainer."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from tests.models import tiny_config
 
 
 def digit_share(samples: Sequence[RewardSample]) -> list[float | None]:
-    """A reward that an untrained policy earns too: the share of digits among the characters."""
-    return [sum(c.isdigit() for c in sample.completion) / max(1, len(sample.completion)) for sample in samples]
+    """A reward that an untrained policy earns too: the share of digits among the characters, special tokens apart."""
+    texts = [re.sub("<[a-z]+>", "", sample.completion) for sample in samples]
+    return [sum(c.isdigit() for c in text) / max(1, len(text)) for text in texts]
 
 
 def always_one(samples: Sequence[RewardSample]) -> list[float | None]:

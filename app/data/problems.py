@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.grading.thinking import NO_OPEN_THOUGHT, Thinking
+
+Turn = tuple[str, str]
+"""Who speaks (``system``, ``user``, ``assistant``), and what."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -15,6 +20,7 @@ class Problem:
         answer: the gold answer, LaTeX or plain, without ``\\boxed``.
         source: the source's name (``gsm8k``, ``math500``, a file's stem …).
         extra: further columns (``level``, ``subject``, ``unit``, ``error`` as a tolerance, ``solution`` …).
+        history: the turns of a conversation that ``problem``, its last user's turn, goes on.
     """
 
     id: str
@@ -22,6 +28,7 @@ class Problem:
     answer: str
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,9 +41,11 @@ class PromptBatch:
         prompt_ids: P lists of token ids, chat template applied, without padding.
         first_index: position of this rank's first prompt in the iteration's global batch, so that sampling seeds
             do not depend on the number of ranks.
+        thinking: how thoughts are marked in their completions, and whether the prompts end in an open one.
     """
 
     iteration: int
     problems: list[Problem]
     prompt_ids: list[list[int]]
     first_index: int = 0
+    thinking: Thinking = NO_OPEN_THOUGHT

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,7 +24,7 @@ class SFTBatch:
     """One rank's share of the examples of one supervised step, padded on the right.
 
     Attributes:
-        input_ids: [B, S] int64, prompt and completion, EOS included.
+        input_ids: [B, S] int64, prompt and completion, its end token included.
         attention_mask: [B, S] int64, 1 on real tokens.
         labels: [B, S] int64, ``input_ids`` on the completion, -100 on the prompt and on padding; not shifted.
         prompt_lengths: of each row; they stay on the host, where widths are chosen without waiting for a GPU.
@@ -53,7 +54,7 @@ class ExampleEncoder:
         prompts: as in RL, so that the policy is asked there as it was taught here.
         completion_template: what is to be imitated; ``{solution}`` and ``{answer}`` are replaced.
         solution_column: the column of ``Problem.extra`` that holds the solution.
-        max_tokens: longest example, prompt and EOS included.
+        max_tokens: longest example, prompt and end token included.
 
     Raises:
         ConfigurationError: the tokenizer has no end token; the template holds neither placeholder.
@@ -89,9 +90,15 @@ class ExampleEncoder:
         return solution.join(part.replace("{answer}", problem.answer) for part in self.template.split("{solution}"))
 
     def ids(self, problem: Problem) -> tuple[list[int], list[int]]:
-        """Token ids of prompt and completion. They are tokenised apart, for sampling begins at that seam."""
+        """Token ids of prompt and completion, its end included, tokenised apart: sampling begins at that seam."""
         completion = self.tokenizer(self.completion(problem), add_special_tokens=False)["input_ids"]
-        return self.prompts.encode([problem])[0], [*completion, self.tokenizer.eos_token_id]
+        return self.prompts.encode([problem])[0], completion + self._end_ids
+
+    @cached_property
+    def _end_ids(self) -> list[int]:
+        """What ends a completion: what the chat template writes behind the assistant's words, or else the EOS token."""
+        chat = self.prompts.chat
+        return (chat.turn_end if chat else []) or [self.tokenizer.eos_token_id]
 
     def is_overlong(self, problem: Problem) -> bool:
         """Whether the example has more than ``max_tokens``: cut off, it would teach never to end."""

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from app.engines.engine import Completion, GenerationRequest, PolicyOwner, RolloutEngine
-from app.errors import CommonError
 from app.stopping import STOP
 
 FailureKind = Literal["start", "died", "hung", "refused"]
 log = logging.getLogger(__name__)
 
 
-class EngineFailure(CommonError):
+class EngineFailure(RuntimeError):
     """A rollout engine failed.
 
     Args:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from app.errors import CommonError
+from app.engines.faults import EngineFailure
 from app.stopping import StopRequested
 
 T = TypeVar("T")
@@ -48,16 +48,16 @@ class RolloutRanks:
         return result
 
     def on_every_rank(self, action: Callable[[], T]) -> T:
-        """Runs ``action`` on each rank; what fails on one of them fails on all, so that none waits for it.
+        """Runs ``action`` on each rank; an engine that fails on one of them fails on all, so that none waits for it.
 
         Raises:
-            CommonError: this rank's own (of an engine, a reward function …), or that of the first rank that had one.
+            EngineFailure: this rank's own, or that of the first rank that had one.
             StopRequested: a signal stopped it on some rank, whatever happened on others.
         """
-        own: CommonError | StopRequested | None = None
+        own: EngineFailure | StopRequested | None = None
         try:
             result = action()
-        except (CommonError, StopRequested) as error:
+        except (EngineFailure, StopRequested) as error:
             own = error
         outcomes = self.gathered([own])[0]
         stops = [outcome for outcome in outcomes if isinstance(outcome, StopRequested)]
@@ -67,8 +67,7 @@ class RolloutRanks:
             raise own
         for rank, failure in enumerate(outcomes):
             if failure is not None:
-                failure.args = (f"on rank {rank}: {failure}",)
-                raise failure
+                raise EngineFailure(failure.kind, f"on rank {rank}: {failure}")
         return result
 
     def gathered(self, values: list[Any]) -> tuple[list[Any], slice]:

@@ -10,6 +10,7 @@ from app.engines.engine import GenerationRequest, RolloutEngine
 from app.evaluation.metrics import cluster_answers
 from app.evaluation.samples import Sample
 from app.grading.grader import Grader
+from app.grading.thinking import NO_OPEN_THOUGHT, Thinking
 from app.rollout.collection import decode_groups
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ def sample_problems(
     grader: Grader,
     grader_fingerprint: str,
     tokenizer: "PreTrainedTokenizerBase",
+    thinking: Thinking,
 ) -> list[Sample]:
     """Generates and grades the completions of ``problems``, one request each; rows problem by problem."""
     groups = engine.generate(requests)
-    texts = iter(decode_groups(tokenizer, groups))
+    ends = sorted({token for request in requests for token in request.end_token_ids})
+    texts = iter(decode_groups(tokenizer, groups, ends))
     texts_PK = [[next(texts) for _ in group] for group in groups]
-    judgements_PK = judge_groups(problems, texts_PK, grader)
+    judgements_PK = judge_groups(problems, texts_PK, grader, thinking)
     return [
         Sample(
             benchmark=benchmark,
@@ -59,9 +62,15 @@ def sample_problems(
     ]
 
 
-def judge_groups(problems: Sequence[Problem], texts: Sequence[Sequence[str]], grader: Grader) -> list[list[Judgement]]:
+def judge_groups(
+    problems: Sequence[Problem], texts: Sequence[Sequence[str]], grader: Grader, thinking: Thinking = NO_OPEN_THOUGHT
+) -> list[list[Judgement]]:
     """The judgements of P problems' completions, in their order; the answers of one problem are clustered."""
-    pairs = [(each.answer, text, each.extra) for each, group in zip(problems, texts, strict=True) for text in group]
+    pairs = [
+        (each.answer, thinking.read(text).visible, each.extra)
+        for each, group in zip(problems, texts, strict=True)
+        for text in group
+    ]
     verdicts = iter(grader.grade(pairs))
     judged = []
     for group in texts:
@@ -72,7 +81,11 @@ def judge_groups(problems: Sequence[Problem], texts: Sequence[Sequence[str]], gr
 
 
 def grade_anew(
-    rows: Sequence[Sample], problems: Mapping[str, Problem], grader: Grader, grader_fingerprint: str
+    rows: Sequence[Sample],
+    problems: Mapping[str, Problem],
+    grader: Grader,
+    grader_fingerprint: str,
+    thinking: Thinking,
 ) -> list[Sample]:
     """The same completions with the verdicts of ``grader``.
 
@@ -81,10 +94,11 @@ def grade_anew(
         problems: by id.
         grader: the present one.
         grader_fingerprint: of it.
+        thinking: that of the benchmark's prompts.
     """
     groups = [list(group) for _, group in groupby(rows, key=lambda row: row.id)]
     texts = [[row.completion for row in group] for group in groups]
-    judged = judge_groups([problems[group[0].id] for group in groups], texts, grader)
+    judged = judge_groups([problems[group[0].id] for group in groups], texts, grader, thinking)
     return [
         replace(row, grader=grader_fingerprint, **asdict(judgement))
         for group, judgements in zip(groups, judged, strict=True)

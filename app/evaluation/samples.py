@@ -28,7 +28,7 @@ class Sample:
         problem: its statement.
         answer: its gold answer.
         index: 0 … k−1 among the problem's samples.
-        completion: the text.
+        completion: the text, see :class:`app.rewards.reward.RewardSample`.
         extracted: the answer that the grader found; None where there is none.
         correct: the verdict.
         reason: the verdict's reason.

@@ -2,8 +2,9 @@
 
 import re
 
+from app.grading.thinking import NO_OPEN_THOUGHT
+
 _TOKEN = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])|\\.|[{}]", re.DOTALL)
-_THINK = re.compile(r"<(/?)think>", re.IGNORECASE)
 # TeX boxes one token without braces; models mean the whole word: \boxed 42
 _UNBRACED = re.compile(r"\s*([^\s${}\\]+)")
 # a word of a sentence about boxes, or its punctuation: "within \boxed as asked", "in `\boxed`."
@@ -13,26 +14,8 @@ _BLANK = re.compile(r"(?:[\s.…_~$]|\\(?:[ ,;:!_]|(?:quad|qquad|dots|ldots|cdot
 
 
 def strip_thinking(completion: str) -> str:
-    """The completion without ``<think>…</think>``.
-
-    A closing tag without an opening one ends a thought that the prompt began; an opening tag without a closing one
-    begins a thought that was cut off, and nothing after it counts.
-    """
-    kept: list[str] = []
-    depth, start = 0, 0
-    for tag in _THINK.finditer(completion):
-        if tag[1]:
-            if depth == 0:
-                kept.clear()
-            depth = max(depth - 1, 0)
-        else:
-            if depth == 0:
-                kept.append(completion[start : tag.start()])
-            depth += 1
-        start = tag.end()
-    if depth == 0:
-        kept.append(completion[start:])
-    return "".join(kept)
+    """The completion without its thoughts, see :meth:`app.grading.thinking.Thinking.read`."""
+    return NO_OPEN_THOUGHT.read(completion).visible
 
 
 def boxed_answers(text: str) -> list[str]:

@@ -7,13 +7,14 @@ nothing; :func:`check` imports transformers. Nothing here ever runs code that co
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from app.errors import ConfigurationError, require_choice
+from app.data.chat import ChatTemplate
+from app.errors import ConfigurationError, closest, require_choice
 from app.policy.checkpoints import (
     check_checkpoint,
     is_checkpoint,
@@ -126,7 +127,7 @@ def load_policy(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
     if settings.path is not None and is_checkpoint(settings.path):
         origin = load_policy(trained_from(settings), seed_behind(settings.path, seed))
         return load_trained_weights(origin, settings.path)
-    return finished(_pretrained(settings) if settings.config is None else new_model(settings, seed), settings, seed)
+    return finished(_pretrained(settings) if settings.config is None else _new_model(settings, seed), settings, seed)
 
 
 def finished(model: "PreTrainedModel", settings: PolicySettings, seed: int) -> "PreTrainedModel":
@@ -158,19 +159,52 @@ def empty_policy(settings: PolicySettings) -> "PreTrainedModel":
     return _with_generation_config(_from_config(settings, config, "meta"), settings)
 
 
-def end_token_ids(tokenizer: "PreTrainedTokenizerBase", model: "PreTrainedModel | None" = None) -> tuple[int, ...]:
-    """Ids that end a completion, ascending: the tokenizer's end token and those of the model's generation
-    configuration, of which some families have several.
+def end_token_ids(
+    tokenizer: "PreTrainedTokenizerBase",
+    model: "PreTrainedModel | None" = None,
+    wanted: Sequence[str | int] | None = None,
+) -> tuple[int, ...]:
+    """Ids that end a completion, ascending: the tokenizer's end token, those of the model's generation configuration,
+    of which some families have several, and the one that the chat template writes behind an assistant's words where
+    it writes none of these (tokenizers of base models name another token, with the template of the chat model).
+
+    Args:
+        tokenizer: of the policy.
+        model: the policy.
+        wanted: these instead, see :class:`PolicySettings`.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is none; one of ``wanted`` is no token.
     """
+    if wanted is not None:
+        return tuple(sorted({_token_id(tokenizer, token) for token in wanted}))
     generation = getattr(model, "generation_config", None)
     extra = getattr(generation, "eos_token_id", None)
     ids = {tokenizer.eos_token_id, *(extra if isinstance(extra, list) else [extra])} - {None}
+    turn_end = _turn_end(tokenizer)
+    if turn_end and ids.isdisjoint(turn_end):
+        ids.add(turn_end[-1])
     if not ids:
         raise ConfigurationError("neither tokenizer nor generation_config names an end token", key="policy.tokenizer")
     return tuple(sorted(int(token) for token in ids))
+
+
+def _turn_end(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    if tokenizer.chat_template is None:
+        return []
+    try:
+        return ChatTemplate(tokenizer).turn_end
+    except ConfigurationError:  # such as for one of several names: prompts that need the template say so
+        return []
+
+
+def _token_id(tokenizer: "PreTrainedTokenizerBase", token: str | int) -> int:
+    found = tokenizer.convert_ids_to_tokens(token) if isinstance(token, int) else tokenizer.get_vocab().get(token)
+    if found is None:
+        near = closest(token, tokenizer.get_added_vocab(), cutoff=0.5) if isinstance(token, str) else None
+        hint = f"; did you mean {near!r}?" if near else ""
+        raise ConfigurationError(f"the tokenizer has no token {token!r}{hint}", key="policy.end_tokens")
+    return token if isinstance(token, int) else int(found)
 
 
 def save_policy(
@@ -288,8 +322,7 @@ def _with_generation_config(model: "PreTrainedModel", settings: PolicySettings) 
     return model
 
 
-def new_model(settings: PolicySettings, seed: int) -> "PreTrainedModel":
-    """The model of ``settings.config`` with random weights, on the CPU, as transformers draws them."""
+def _new_model(settings: PolicySettings, seed: int) -> "PreTrainedModel":
     config = _config_of_new(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -23,6 +23,8 @@ class PolicySettings:
         config: an HF configuration with its ``model_type``: a new model with random weights. ``vocab_size``
             and the ids of special tokens come from the tokenizer where they are not given.
         tokenizer: folder or hub id, settings of a new one, or null: the one at ``path``.
+        end_tokens: the tokens that end a completion, as they are written or as ids. By default the tokenizer's EOS,
+            those of ``generation_config.json``, and the one that the chat template ends an assistant's turn with.
         dtype: of the parameters.
         attn_implementation: null lets transformers choose.
         gradient_checkpointing: activations are computed again in the backward pass, to save memory.
@@ -33,12 +35,17 @@ class PolicySettings:
     revision: str | None = None
     config: dict[str, Any] | None = None
     tokenizer: str | NewTokenizerSettings | None = None
+    end_tokens: tuple[str | int, ...] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
     lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
+        if self.end_tokens is not None:
+            object.__setattr__(self, "end_tokens", tuple(self.end_tokens))
+            if not self.end_tokens:
+                refuse("name at least one, or leave it out", "end_tokens")
         if (self.path is None) == (self.config is None):
             refuse("give exactly one of path (a pretrained model) and config (a new one)", "path")
         if self.config is not None and "model_type" not in self.config:

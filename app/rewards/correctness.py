@@ -28,7 +28,7 @@ class CorrectnessReward(RewardFunction):
         self.last_verdicts: list[Verdict] = []
 
     def __call__(self, samples: Sequence[RewardSample]) -> Scores:
-        rows = [(sample.problem.answer, sample.completion, sample.problem.extra) for sample in samples]
+        rows = [(sample.problem.answer, sample.visible, sample.problem.extra) for sample in samples]
         self.last_verdicts = self.grader.grade(rows)
         unreadable = "unparseable_gold"
         return [None if v.reason == unreadable else float(v.correct) for v in self.last_verdicts]

@@ -1,9 +1,8 @@
 """The reward for an answer in the form that was asked for."""
 
-import re
 from collections.abc import Sequence
 
-from app.grading.answers import boxed_answers, strip_thinking
+from app.grading.answers import boxed_answers
 from app.rewards.reward import RewardFunction, RewardSample, Scores
 
 
@@ -11,8 +10,8 @@ class FormatReward(RewardFunction):
     """1 for a completion that ended by itself with exactly one box outside thinking, otherwise 0.
 
     Args:
-        thinking: the completion must also begin with one thought, closed by ``</think>``, and the box follow it. The
-            opening tag may stand in the prompt.
+        thinking: the completion must also begin with one thought, which is closed, and the box follow it. Its opening
+            marker may stand in the prompt; see :data:`app.grading.thinking.KNOWN_MARKERS` for those that count.
     """
 
     name = "format"
@@ -26,9 +25,8 @@ class FormatReward(RewardFunction):
     def _well_formed(self, sample: RewardSample) -> bool:
         if sample.finish_reason != "stop":
             return False
-        if self.thinking and not _ONE_THOUGHT.fullmatch(sample.completion):
+        read = sample.thinking.read(sample.completion)
+        if self.thinking and not read.is_one_thought_first:
             return False
-        return len(boxed_answers(strip_thinking(sample.completion))) == 1
-
-
-_ONE_THOUGHT = re.compile(r"\s*(?:<think>)?(?:(?!</?think>).)*</think>(?:(?!</?think>).)*", re.DOTALL)
+        boxes = boxed_answers(read.visible)
+        return len(boxes) == 1 and bool(boxes[0].strip())

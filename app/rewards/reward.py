@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from app.data.problems import Problem
-from app.errors import CommonError
+from app.grading.thinking import NO_OPEN_THOUGHT, Thinking
 
 Scores = list[float | None]
 
@@ -20,10 +20,12 @@ class RewardSample:
 
     Attributes:
         problem: the problem with its gold answer and its row's further columns.
-        completion: the generated text, without special tokens.
+        completion: the generated text without the token that ended it. Other special tokens stand in it as they are
+            written, ids that the tokenizer does not know as ``<|unknown:151800|>``.
         n_tokens: generated tokens, the end token included.
         finish_reason: "stop", or "length" where ``max_new_tokens`` cut it off.
         max_new_tokens: the limit it was generated under.
+        thinking: how thoughts are marked in it, and whether its prompt ended in an open one.
     """
 
     problem: Problem
@@ -31,6 +33,12 @@ class RewardSample:
     n_tokens: int
     finish_reason: str
     max_new_tokens: int
+    thinking: Thinking = NO_OPEN_THOUGHT
+
+    @property
+    def visible(self) -> str:
+        """The completion without its thoughts."""
+        return self.thinking.read(self.completion).visible
 
 
 @runtime_checkable
@@ -44,5 +52,5 @@ class RewardFunction(Protocol):
         ...
 
 
-class RewardError(CommonError):
+class RewardError(RuntimeError):
     """A reward function failed or returned something other than scores."""

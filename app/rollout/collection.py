@@ -10,6 +10,7 @@ import torch
 from app.data.problems import PromptBatch
 from app.engines.engine import Completion, GenerationRequest, RolloutEngine, SamplingSettings
 from app.errors import require, require_choice
+from app.policy.decoding import count_unknown, decode_completions
 from app.rewards.reward import RewardSample
 from app.rewards.weighted import WeightedRewards
 from app.rollout.experience import Rollout
@@ -70,10 +71,12 @@ def rollout_requests(
     ]
 
 
-def decode_groups(tokenizer: "PreTrainedTokenizerBase", groups: Sequence[Sequence[Completion]]) -> list[str]:
-    """The texts of all completions, group by group, without special tokens."""
+def decode_groups(
+    tokenizer: "PreTrainedTokenizerBase", groups: Sequence[Sequence[Completion]], end_token_ids: Sequence[int]
+) -> list[str]:
+    """The texts of all completions, group by group; see :func:`decode_completions`."""
     ids = [completion.token_ids for group in groups for completion in group]
-    return tokenizer.batch_decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return decode_completions(tokenizer, ids, end_token_ids)
 
 
 def reward_samples(
@@ -82,7 +85,7 @@ def reward_samples(
     """What the reward functions see of each completion, group by group."""
     rows = [(problem, row) for problem, group in zip(batch.problems, groups, strict=True) for row in group]
     return [
-        RewardSample(problem, text, len(row.token_ids), row.finish_reason, max_new_tokens)
+        RewardSample(problem, text, len(row.token_ids), row.finish_reason, max_new_tokens, batch.thinking)
         for (problem, row), text in zip(rows, texts, strict=True)
     ]
 
@@ -153,7 +156,7 @@ class RolloutCollector:
         rollouts = []
         for batch in batches:
             own = [next(groups) for _ in batch.problems]
-            rollouts.append(self._grade(batch, own, tokenizer, batches[0].iteration, seconds))
+            rollouts.append(self._grade(batch, own, tokenizer, end_token_ids, batches[0].iteration, seconds))
         return rollouts
 
     def _grade(
@@ -161,14 +164,16 @@ class RolloutCollector:
         batch: PromptBatch,
         groups: list[list[Completion]],
         tokenizer: "PreTrainedTokenizerBase",
+        end_token_ids: tuple[int, ...],
         weights_iteration: int,
         generate_seconds: float,
     ) -> Rollout:
         started = time.perf_counter()
-        texts = decode_groups(tokenizer, groups)
+        texts = decode_groups(tokenizer, groups, end_token_ids)
         graded = self.rewards(reward_samples(batch, groups, texts, self.sampling.max_new_tokens))
         rows = [row for group in groups for row in group]
         rewards = trained_rewards(graded.totals, rows, self.truncation_penalty)
+        unknown = count_unknown(tokenizer, [row.token_ids for row in rows])
         seconds = {"generate": generate_seconds, "grade": time.perf_counter() - started}
         return Rollout(
             batch,
@@ -181,5 +186,5 @@ class RolloutCollector:
             generated_completions=len(rows),
             seconds=seconds,
             verdicts=graded.verdicts,
-            counts=graded.counts,
+            counts=graded.counts | {"completions/unknown_tokens": float(unknown)},
         )

@@ -8,6 +8,7 @@ import torch
 from app.data.problems import Problem, PromptBatch
 from app.engines.engine import Completion
 from app.errors import ConfigurationError
+from app.grading.thinking import thinking_from_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,6 +118,7 @@ def rollout_from_state(state: dict[str, Any]) -> Rollout:
         )
     batch = dict(state["batch"])
     batch["problems"] = [Problem(**problem) for problem in batch["problems"]]
+    batch["thinking"] = thinking_from_state(batch["thinking"])
     completions = [[Completion(**row) for row in group] for group in state["completions"]]
     return Rollout(**(state | {"batch": PromptBatch(**batch), "completions": completions}))
 

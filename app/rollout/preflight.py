@@ -16,7 +16,6 @@ from torch import Tensor
 
 from app.engines.engine import SamplingSettings
 from app.engines.ranks import RolloutRanks
-from app.errors import CommonError
 from app.policy.logprobs import last_logits, selective_log_softmax, token_log_probs
 from app.policy.sharding.gathering import whole_parameters
 from app.rollout.mismatch import log_ratios
@@ -54,7 +53,7 @@ class Hypothesis:
     noise: bool = False
 
 
-class MismatchError(CommonError):
+class MismatchError(RuntimeError):
     """Engine and trainer disagree by more than the limit. ``cause`` is the likely one, "unknown" if none fits."""
 
     def __init__(self, difference: float, limit: float, cause: str, advice: str) -> None:

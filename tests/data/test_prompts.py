@@ -79,7 +79,7 @@ def test_an_own_template_replaces_the_style(tmp_path: Path) -> None:
     path = tmp_path / "template.txt"
     path.write_text("Solve $\\frac{1}{2}$-style:\n{problem}\nResult:\n", encoding="utf-8")
     changes = {"template_file": str(path), "style": "qwen_math"}
-    assert shown(**changes) == f"Solve $\\frac{{1}}{{2}}$-style:\n{STATEMENT}\nResult:"
+    assert shown(**changes) == f"Solve $\\frac{{1}}{{2}}$-style:\n{STATEMENT}\nResult:\n"
     assert shown(CHATML, **changes).startswith("<|im_start|>user\nSolve")
     assert shown(CHATML, chat="never", **changes).startswith("Solve")
 

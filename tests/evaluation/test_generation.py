@@ -5,6 +5,7 @@ from dataclasses import replace
 from app.data.problems import Problem
 from app.evaluation.generation import grade_anew, judge_groups
 from app.grading.grader import Grader
+from app.grading.thinking import NO_OPEN_THOUGHT
 from tests.evaluation.rows import make_row
 
 PROBLEMS = [Problem("half", "?", r"\frac{1}{2}"), Problem("near", "?", "3.14", extra={"error": "0.01"})]
@@ -31,7 +32,7 @@ def test_grading_anew_changes_verdicts_alone() -> None:
         for index, text in enumerate(group)
     ]
     with Grader(1) as grader:
-        found = grade_anew(rows, {problem.id: problem for problem in PROBLEMS}, grader, "new")
+        found = grade_anew(rows, {problem.id: problem for problem in PROBLEMS}, grader, "new", NO_OPEN_THOUGHT)
     assert [row.correct for row in found] == [each for group in CORRECT for each in group]
     assert {row.grader for row in found} == {"new"}
     unchanged = {"extracted": "?", "correct": False, "reason": "timeout", "cluster": None, "grader": "old"}

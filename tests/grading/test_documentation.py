@@ -9,6 +9,7 @@ import pytest
 
 from app.grading.answers import extract_answer
 from app.grading.matching import judge
+from app.grading.thinking import KNOWN_MARKERS
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "grading.md"
 SPAN = r"`((?:[^`])*)`"
@@ -17,7 +18,7 @@ SPAN = r"`((?:[^`])*)`"
 def _rows(columns: int) -> list[list[str]]:
     lines = [line for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
     rows = [[cell.replace(r"\|", "|").strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
-    return [row for row in rows if len(row) == columns and row[0] not in ("Rule", "Convention")]
+    return [row for row in rows if len(row) == columns and row[0] not in ("Rule", "Convention", "Family")]
 
 
 def _pairs() -> list[tuple[str, str, str, str]]:
@@ -32,7 +33,7 @@ def _pairs() -> list[tuple[str, str, str, str]]:
 
 
 def test_the_tables_are_found() -> None:
-    assert len(_rows(3)) >= 5
+    assert len(_extractions()) >= 5
     assert len(_rows(4)) >= 30
     assert len(_pairs()) >= 120
 
@@ -42,8 +43,17 @@ def test_examples_of_equality(gold: str, sign: str, answer: str, extra: str) -> 
     assert judge(gold, answer, json.loads(extra)) == ("match" if sign == "≡" else "mismatch")
 
 
+def _extractions() -> list[list[str]]:
+    return [row for row in _rows(3) if "→" in row[2]]
+
+
+def test_the_markers_of_thoughts_are_those_that_the_grader_knows() -> None:
+    shown = [(row[1], row[2]) for row in _rows(3) if "→" not in row[2]]
+    assert shown == [(f"`{each.opening}`", f"`{each.closing}`") for each in KNOWN_MARKERS]
+
+
 def test_examples_of_extraction() -> None:
-    for row in _rows(3):
+    for row in _extractions():
         for example in row[2].split("<br>"):
             match = re.fullmatch(rf"{SPAN} → (?:{SPAN}|no answer)", example)
             assert match, f"unreadable example {example!r}"

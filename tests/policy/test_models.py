@@ -326,7 +326,7 @@ def test_several_end_tokens_are_all_known():
     model.generation_config = GenerationConfig(eos_token_id=[7, 1, 5])
     assert end_token_ids(tokenizer, model) == (1, 5, 7)
     assert end_token_ids(tokenizer) == (1,)
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None
     with pytest.raises(ConfigurationError, match="names an end token"):
         end_token_ids(tokenizer)
 

@@ -154,7 +154,13 @@ def sampling_params(request: GenerationRequest) -> "list[SamplingParams]":
     sampling = request.sampling
     stops: dict[str, Any] = {}
     if sampling.stop_strings:
-        stops = {"stop": list(sampling.stop_strings), "include_stop_str_in_output": True}
+        # A stop string may be a special token, which vLLM's text would not hold.
+        stops = {
+            "stop": list(sampling.stop_strings),
+            "include_stop_str_in_output": True,
+            "skip_special_tokens": False,
+            "spaces_between_special_tokens": False,
+        }
     return [
         SamplingParams(
             temperature=sampling.temperature,

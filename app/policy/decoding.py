@@ -1,0 +1,62 @@
+"""From sampled token ids to text in which no token vanishes, and the ids that a tokenizer knows nothing of."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def unknown_mark(token_id: int) -> str:
+    """What stands in a text for an id that the tokenizer does not know."""
+    return f"<|unknown:{token_id}|>"
+
+
+def decode_completions(
+    tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]], end_token_ids: Sequence[int]
+) -> list[str]:
+    """The texts of completions without the token that ended them.
+
+    Every other special token stands in the text as it is written, and an id beyond the tokenizer's (a model's
+    embeddings often have more rows than its tokenizer has tokens) as :func:`unknown_mark`: left out, ``\\boxed{`` and
+    ``2}`` with such a token between would read as the answer 2.
+    """
+    known, ends = _known_ids(tokenizer, len(tokenizer)), frozenset(end_token_ids)
+    bodies = [row[:-1] if row and row[-1] in ends else row for row in rows]
+    plain = [index for index, row in enumerate(bodies) if known.issuperset(row)]
+    texts = dict(zip(plain, _decode(tokenizer, [bodies[index] for index in plain]), strict=True))
+    return [texts[index] if index in texts else _marked(tokenizer, row, known) for index, row in enumerate(bodies)]
+
+
+def count_unknown(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]) -> int:
+    """How many of the ids the tokenizer does not know."""
+    known = _known_ids(tokenizer, len(tokenizer))
+    return sum(token not in known for row in rows for token in row)
+
+
+def unknown_token_ids(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> tuple[int, ...]:
+    """The ids below ``vocab_size`` that the tokenizer does not know, ascending."""
+    known = _known_ids(tokenizer, len(tokenizer))
+    return tuple(token for token in range(vocab_size) if token not in known)
+
+
+@lru_cache(maxsize=4)
+def _known_ids(tokenizer: "PreTrainedTokenizerBase", size: int) -> frozenset[int]:
+    """Vocabularies have holes: their size does not tell. It is an argument because tokens can be added."""
+    return frozenset(tokenizer.get_vocab().values())
+
+
+def _marked(tokenizer: "PreTrainedTokenizerBase", row: Sequence[int], known: frozenset[int]) -> str:
+    parts: list[str] = []
+    for is_known, run in groupby(row, key=known.__contains__):
+        ids = list(run)
+        parts += _decode(tokenizer, [ids]) if is_known else map(unknown_mark, ids)
+    return "".join(parts)
+
+
+def _decode(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]) -> list[str]:
+    if not rows:  # transformers would give one empty text
+        return []
+    return tokenizer.batch_decode(rows, skip_special_tokens=False, clean_up_tokenization_spaces=False)
