@@ -17,8 +17,13 @@ class ConfigurationError(ValueError):
         self.key = key
 
 
-class DivergenceError(RuntimeError):
-    """Training has left the finite numbers; all ranks raise it together."""
+class CommonError(RuntimeError):
+    """Ends a run with a message for its user. All ranks raise it together, never in the middle of an update: what is
+    behind can be saved, and no rank waits for another."""
+
+
+class DivergenceError(CommonError):
+    """The policy has left the finite numbers, or the limits that were set."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

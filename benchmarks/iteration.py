@@ -30,6 +30,10 @@ from app.rewards.reward import RewardSample
 from benchmarks.sampling_speed import describe_machine
 
 SHAPES: dict[str, dict[str, Any]] = {
+    "quickstart": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4}
+    | {"num_key_value_heads": 4, "head_dim": 32, "vocab_size": 512},
+    "20m": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 6}
+    | {"num_key_value_heads": 2, "vocab_size": 8192},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     | {"num_key_value_heads": 1, "vocab_size": 512},
     "qwen2.5-0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14}
@@ -42,8 +46,9 @@ PEAK_FLOPS = {"H100 80GB HBM3": 989.4e12, "H200": 989.4e12, "H100 PCIe": 756e12,
 """Dense bfloat16 by a part of the device's name, from NVIDIA's data sheets."""
 
 
-def main() -> int:
-    options, fit_options = _parse(sys.argv[1:])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark with ``arguments``, by default those of the process."""
+    options, fit_options = _parse(list(sys.argv[1:] if arguments is None else arguments))
     folder = Path(options.folder) / options.shape
     if "LOCAL_RANK" not in os.environ:  # Lightning starts its other processes by this same command
         _prepare(folder, options)

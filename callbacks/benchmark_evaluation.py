@@ -85,6 +85,7 @@ class BenchmarkEvaluation(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
         self._random_states = _collect_rng_states()
         self._resources = ExitStack()
+        pl_module.check_weights(*_moment(trainer))
         folder = self._output_folder(trainer)
         self._active = self._ready_engine(trainer, pl_module)
         self._record = EvaluationRecord(trainer, pl_module, self.plan, self._active, folder)
@@ -203,3 +204,10 @@ class BenchmarkEvaluation(Callback):
             self._own_engine.start(module)
         self._own_engine.sync(module)
         return self._own_engine
+
+
+def _moment(trainer: Trainer) -> tuple[str, ...]:
+    """When a policy is looked at, and under ``validate`` what to say of one that cannot be evaluated."""
+    if trainer.state.fn != "validate":
+        return (f"after iteration {done}" if (done := iterations_done(trainer)) else "before the first iteration",)
+    return "as it was loaded,", "there is nothing to evaluate; its run has diverged, or the file is damaged"

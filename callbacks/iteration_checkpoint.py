@@ -9,8 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from app.engines.faults import EngineFailure
-from app.errors import ConfigurationError, DivergenceError
+from app.errors import CommonError, ConfigurationError, DivergenceError
 from app.policy.finite import NotFinite, weights_not_finite
 from app.stopping import StopRequested
 from app.storage.checksums import file_names, list_files, write_list
@@ -90,8 +89,7 @@ class IterationCheckpoint(Checkpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Saves, unless the update was half done, nothing is new, or other ranks may wait elsewhere."""
-        common = DivergenceError | EngineFailure | StopRequested  # of all ranks
-        together = trainer.world_size == 1 or isinstance(exception, common)
+        together = trainer.world_size == 1 or isinstance(exception, CommonError | StopRequested)
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
         saved = any(f"iteration-{done:06d}" in path for path in self._saved)
         if together and self._steps == trainer.global_step and done and not saved:

@@ -36,6 +36,7 @@ from app.rollout.mismatch import MismatchSettings, importance_weights
 from app.rollout.preflight import check_first_rollout
 from app.rollout.schedule import RolloutSchedule, ScheduleSettings
 from app.stopping import STOP
+from callbacks.finite_log_probs import check_log_probs
 
 if TYPE_CHECKING:
     from modules.grpo_lambda import GRPOLambdaModule
@@ -110,16 +111,17 @@ class RolloutCallback(Callback):
     ) -> None:
         """Prompts → completions → rewards → experience."""
         self._iteration_started = time.perf_counter()
+        pl_module.check_weights(f"after iteration {batch_idx}" if batch_idx else "before the first iteration")
         pl_module.experience = None  # frees the last iteration's tensors before new ones are made
         with STOP.interruptible_alone():
             iterations = int(trainer.num_training_batches)
             rollout = self.schedule.next(pl_module, trainer.datamodule, batch.iteration, iterations)
-            pl_module.experience = self._experience(pl_module, rollout)
+            pl_module.experience = self._experience(trainer, pl_module, rollout)
         if trainer.is_global_zero:
             self._report_tied(rollout)
 
     @torch.no_grad()
-    def _experience(self, module: "GRPOLambdaModule", rollout: Rollout) -> Experience:
+    def _experience(self, trainer: Trainer, module: "GRPOLambdaModule", rollout: Rollout) -> Experience:
         """Pads the rollout and evaluates it under the policy and the reference."""
         started = time.perf_counter()
         tokens = pad_rollout(rollout, module.tokenizer).to(module.device)
@@ -145,6 +147,7 @@ class RolloutCallback(Callback):
             metrics=MetricSums(),
             plan=plan,
         )
+        check_log_probs(trainer, module, experience)
         self._compare_with_engine(module, experience)
         record_experience(experience)
         return experience

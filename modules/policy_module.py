@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from app.errors import ConfigurationError, DivergenceError
 from app.policy.checkpoints import PREFIX, check_trained
+from app.policy.finite import gradients_not_finite, weights_not_finite
 from app.policy.lora import has_adapters, is_adapter
 from app.policy.models import PolicySettings
 from app.policy.optimizers import (
@@ -39,6 +40,10 @@ from modules.iteration_metrics import IterationMetrics
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+EARLIER = (
+    "nothing can be sampled or learned from it. Go on from an earlier checkpoint, with a lower model.optimizer.lr or "
+    "model.optimizer.max_grad_norm"
+)
 MAX_NOT_FINITE = 3
 """Optimiser steps in a row with a gradient that is not finite, after which nothing would get better."""
 
@@ -147,23 +152,41 @@ class PolicyModule(LightningModule):
         optimizer = self.optimizers()
         norm = clip_gradients(self.policy, self.optimizer_settings.max_grad_norm)
         finite = bool(norm.isfinite())  # the norm of all ranks: they agree
+        found = None
         if finite:
             optimizer.step()
             sums.add("grad_norm", norm)
+        else:
+            found = gradients_not_finite(self.policy, self.gather_objects)
         optimizer.zero_grad()
         sums.add("updates/not_finite", float(not finite))
         self._not_finite = 0 if finite else self._not_finite + 1
         if not finite:
-            self._report_not_finite()
+            self._report_not_finite("its sum of squares overflows" if found is None else f"that of {found}")
 
-    def _report_not_finite(self) -> None:
+    def _report_not_finite(self, found: str) -> None:
         where = f"iteration {self.trainer.fit_loop.epoch_loop.batch_idx + 1}"
+        self.check_weights(f"in {where}")
         if self._not_finite >= MAX_NOT_FINITE:
             raise DivergenceError(
-                f"the gradient was not finite in {self._not_finite} optimiser steps in a row, up to {where}: weights "
-                "are those before them; lower model.optimizer.lr, or go on from an earlier checkpoint"
+                f"the gradient was not finite in {self._not_finite} optimiser steps in a row, up to {where}: {found}. "
+                "Weights are those before them; lower model.optimizer.lr, or go on from an earlier checkpoint"
             )
-        rank_zero_warn(f"{where}: the gradient is not finite; this optimiser step is left out")
+        rank_zero_warn(f"{where}: the gradient is not finite ({found}); this optimiser step is left out")
+
+    def check_weights(self, moment: str, advice: str = EARLIER) -> None:
+        """Collective, and a reading of all weights.
+
+        Args:
+            moment: with which the message begins, such as "after iteration 3".
+            advice: with which it ends.
+
+        Raises:
+            DivergenceError: some are not finite; names the first tensor.
+        """
+        found = weights_not_finite(self.policy, self.gather_objects)
+        if found is not None:
+            raise DivergenceError(f"{moment} the policy's weight {found}: {advice}")
 
     def accumulate(self, loss: torch.Tensor, last: bool) -> None:
         """Backward pass of one of a step's micro-batches, of which only the ``last`` one exchanges gradients under DDP.

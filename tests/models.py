@@ -8,6 +8,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
     "llama": {"model_type": "llama", "tie_word_embeddings": False},
+    # an activation with parameters, which its constructor sets
+    "apertus": {"model_type": "apertus"},
+    # layers that lie in what its family calls layers too
+    "mamba": {"model_type": "mamba", "state_size": 8},
+    # buffers of the layers that the model around them computes
+    "falcon_h1": {"model_type": "falcon_h1", "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "head_dim": 8}
+    | {"mamba_d_state": 8, "attention_in_multiplier": 0.5, "ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9]},
     # a scaled embedding, which owns a buffer
     "gemma3_text": {"model_type": "gemma3_text", "head_dim": 8, "query_pre_attn_scalar": 8},
     # other names on the disk than in memory
@@ -36,7 +43,7 @@ def tiny_model(kind: str = "qwen2", seed: int = 0, spread: float = 5.0, **change
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

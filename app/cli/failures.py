@@ -5,19 +5,13 @@ import os
 from collections.abc import Sequence
 
 from app.cli.errors import Source, configuration_error, explain
-from app.engines.faults import EngineFailure
-from app.engines.weight_sync import WeightSyncError
-from app.errors import DivergenceError, causes
-from app.rewards.reward import RewardError
-from app.rollout.preflight import MismatchError
+from app.errors import CommonError, causes
 
-STOPS = (DivergenceError, EngineFailure, MismatchError, RewardError, WeightSyncError)
-"""Errors of a run that has to stop, each with a message for its user."""
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Errors that only writing meets."""
 FILE_ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "what was saved before is whole; make room and go on from there"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "this process may not, or no longer, use it"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "this process lacks the permission"),
     **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "was its folder removed or renamed meanwhile?"),
     **dict.fromkeys((errno.EIO, errno.ESTALE), "the disk or the network drive below it fails"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
@@ -30,12 +24,12 @@ def ending(error: BaseException, sources: Sequence[Source]) -> tuple[str, int] |
 
     Where saving or logging failed in the wake of another error, that one comes first.
     """
-    if isinstance(error, STOPS):
+    if isinstance(error, CommonError):
         return _one_line(str(error)), 1
     root = configuration_error(error)
     if root is not None:
         return explain(root, sources), 2
-    first = next((cause for cause in causes(error) if isinstance(cause, STOPS)), None)
+    first = next((cause for cause in causes(error) if isinstance(cause, CommonError)), None)
     lines = [_one_line(str(first))] if first else []
     lines += [line for cause in causes(error) if (line := file_line(cause))][:1]
     return ("; and then: ".join(lines), 1) if lines else None

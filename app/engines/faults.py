@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 from app.engines.engine import Completion, GenerationRequest, PolicyOwner, RolloutEngine
+from app.errors import CommonError
 from app.stopping import STOP
 
 FailureKind = Literal["start", "died", "hung", "refused"]
 log = logging.getLogger(__name__)
 
 
-class EngineFailure(RuntimeError):
+class EngineFailure(CommonError):
     """A rollout engine failed.
 
     Args:

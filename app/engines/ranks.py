@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from app.engines.faults import EngineFailure
+from app.errors import CommonError
 from app.stopping import StopRequested
 
 T = TypeVar("T")
@@ -48,16 +48,16 @@ class RolloutRanks:
         return result
 
     def on_every_rank(self, action: Callable[[], T]) -> T:
-        """Runs ``action`` on each rank; an engine that fails on one of them fails on all, so that none waits for it.
+        """Runs ``action`` on each rank; what fails on one of them fails on all, so that none waits for it.
 
         Raises:
-            EngineFailure: this rank's own, or that of the first rank that had one.
+            CommonError: this rank's own (of an engine, a reward function …), or that of the first rank that had one.
             StopRequested: a signal stopped it on some rank, whatever happened on others.
         """
-        own: EngineFailure | StopRequested | None = None
+        own: CommonError | StopRequested | None = None
         try:
             result = action()
-        except (EngineFailure, StopRequested) as error:
+        except (CommonError, StopRequested) as error:
             own = error
         outcomes = self.gathered([own])[0]
         stops = [outcome for outcome in outcomes if isinstance(outcome, StopRequested)]
@@ -67,7 +67,8 @@ class RolloutRanks:
             raise own
         for rank, failure in enumerate(outcomes):
             if failure is not None:
-                raise EngineFailure(failure.kind, f"on rank {rank}: {failure}")
+                failure.args = (f"on rank {rank}: {failure}",)
+                raise failure
         return result
 
     def gathered(self, values: list[Any]) -> tuple[list[Any], slice]:

@@ -81,9 +81,9 @@ def _min_p(logits: Tensor, p: float) -> Tensor:
 
 
 def _inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
-    """[B, 1] the first token at which the cumulative sum passes uniform · (whole sum)."""
+    """[B, 1] the first token at which the cumulative sum passes uniform · (whole sum); any where sums are NaN."""
     sums = probs.cumsum(-1)
     total = sums[:, -1:]
     # Rounding must never push the threshold up to the whole sum, behind which lie only removed tokens.
     threshold = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(sums, threshold, right=True)
+    return torch.searchsorted(sums, threshold, right=True).clamp(max=probs.shape[-1] - 1)

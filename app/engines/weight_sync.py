@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from app.errors import CommonError
 from app.policy.sharding.merging import Weights
 
 COLUMNS = 32
@@ -19,7 +20,7 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ROWS_AT_ONCE = 1 << 16
 
 
-class WeightSyncError(RuntimeError):
+class WeightSyncError(CommonError):
     """The engine does not hold the policy's weights: some ``differ``, some are ``absent`` (names of tensors)."""
 
     def __init__(self, names: list[str], absent: list[str]) -> None:

@@ -4,12 +4,14 @@ A single NaN or infinite weight makes every log-probability NaN, and a checkpoin
 about to train on, sample from, save or export a policy asks here.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from app.policy.sharding.wrapping import unwrapped
 
@@ -34,8 +36,7 @@ class NotFinite:
         return f"{self.names[0]} holds values that are not finite{rest}"
 
 
-@torch.no_grad()
-def weights_not_finite(policy: torch.nn.Module, gather: Gather) -> NotFinite | None:
+def weights_not_finite(policy: nn.Module, gather: Gather) -> NotFinite | None:
     """The policy's parameters that hold NaN or infinite values on any rank; None where all are finite.
 
     Reads each weight once, which costs less than a forward pass, and waits for the device once. Collective where
@@ -45,13 +46,44 @@ def weights_not_finite(policy: torch.nn.Module, gather: Gather) -> NotFinite | N
         policy: sharded or not, with or without adapters.
         gather: takes this rank's value and returns those of all ranks: ``module.gather_objects``.
     """
-    named = [(unwrapped(name), _local(parameter)) for name, parameter in policy.named_parameters()]
+    return _not_finite(list(policy.named_parameters()), gather)
+
+
+def gradients_not_finite(policy: nn.Module, gather: Gather) -> NotFinite | None:
+    """The same of the gradients, as they were accumulated."""
+    named = [(name, parameter.grad) for name, parameter in policy.named_parameters() if parameter.grad is not None]
+    return _not_finite(named, gather)
+
+
+@torch.no_grad()
+def _not_finite(tensors: Sequence[tuple[str, Tensor]], gather: Gather) -> NotFinite | None:
+    named = [(unwrapped(name), _local(tensor)) for name, tensor in tensors]
     ends = [end for _, part in named for end in _extremes(part)]
     finite = torch.stack(ends).isfinite().view(-1, 2).all(1).tolist() if ends else []
     here = {name for (name, _), fine in zip(named, finite, strict=True) if not fine}
     anywhere = set().union(*gather(here))
     names = tuple(name for name, _ in named if name in anywhere)
     return NotFinite(names, len(named)) if names else None
+
+
+@contextlib.contextmanager
+def watched_modules(model: nn.Module) -> Iterator[list[str]]:
+    """Yields a list that, after a forward pass inside, holds the modules whose output was not finite, in the order in
+    which they ended: the first one is where NaN or infinity came from. Waits for the device at each module."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, given: Any, made: Any) -> None:
+        parts = made if isinstance(made, tuple | list) else made.values() if isinstance(made, dict) else (made,)
+        tensors = [part for part in parts if isinstance(part, Tensor) and part.is_floating_point()]
+        if not all(part.isfinite().all() for part in tensors):
+            found.append(unwrapped(name))
+
+    hooks = [each.register_forward_hook(partial(look, name)) for name, each in model.named_modules() if name]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _extremes(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ The reference policy is the base with its adapters off, so that nothing is loade
 import contextlib
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.errors import ConfigurationError
+from app.policy.weights import named_weights
 from app.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -32,7 +34,8 @@ class LoraSettings:
         alpha: see above; twice the rank is common.
         dropout: on the adapters' inputs while training. The policy that is updated then differs from the one that
             sampled, so that 0 is usual in RL.
-        target_modules: names of linear layers, such as q_proj, or "all-linear": all but the output head.
+        target_modules: names of linear layers, such as q_proj, or "all-linear": all but the output head. Of a mixture
+            of experts these are the router and, each with adapters of its own, the experts of a layer too.
     """
 
     r: int = 16
@@ -60,11 +63,13 @@ def add_adapters(model: "PreTrainedModel", settings: LoraSettings, seed: int) ->
     At first the adapters change nothing (B = 0). A meta-device model gets meta-device adapters.
 
     Raises:
-        ConfigurationError: the model has no such layers.
+        ConfigurationError: the model has no such layers; one of them shares its weights with another, which it would
+            then no longer do; the model's own weights could not be told from the adapted one's.
     """
     from peft import LoraConfig, get_peft_model
 
     targets = settings.target_modules
+    names = {name for name, _ in named_weights(model, remove_duplicate=False)}
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.r,
@@ -78,10 +83,30 @@ def add_adapters(model: "PreTrainedModel", settings: LoraSettings, seed: int) ->
     except ValueError as error:
         cause = " ".join(str(error).split())
         raise ConfigurationError(f"no adapters fit this model: {cause[:300]}", "policy.lora.target_modules") from error
+    _check_mergeable(adapted, names)
     for name, parameter in adapted.named_parameters():
         if parameter.requires_grad and not parameter.is_meta:
             parameter.data.copy_(first_value(name, parameter.shape, seed))
     return adapted
+
+
+def _check_mergeable(adapted: "PeftModel", names: set[str]) -> None:
+    """Refuses before training what could not be sent to an engine, or exported, after it."""
+    weights = list(named_weights(adapted, remove_duplicate=False))
+    tensors = Counter(id(tensor) for _, tensor in weights)
+    for name, tensor in weights:
+        if ".base_layer." in name and tensors[id(tensor)] > 1:
+            others = [base_name(other) for other, same in weights if same is tensor and other != name]
+            raise ConfigurationError(
+                f"{base_name(name)} and {others[0]} are one tensor (tie_word_embeddings), and an adapter on "
+                "either would make them two: leave these layers out",
+                "policy.lora.target_modules",
+            )
+    if foreign := {base_name(name) for name, _ in weights if not is_adapter(name)} ^ names:
+        raise ConfigurationError(
+            f"adapters around these layers cannot be merged into the model (peft renames {min(foreign)}): name others",
+            "policy.lora.target_modules",
+        )
 
 
 def has_adapters(model: Any) -> bool:
@@ -105,8 +130,9 @@ def base_name(name: str) -> str:
 
 
 def first_value(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
-    """An adapter's untrained weights, float32, a pure function of the arguments: A as torch's linear layers, B zero."""
-    if ".lora_B." in name:
+    """An adapter's untrained weights, float32, a pure function of the arguments: A as torch's linear layers, B zero; of
+    embeddings, as peft has it, A zero."""
+    if ".lora_B." in name or ".lora_embedding_A." in name:
         return torch.zeros(shape)
     generator = torch.Generator().manual_seed(derive_seed(seed, "lora", name))
     value = torch.empty(shape)

@@ -127,7 +127,7 @@ def load_policy(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
     if settings.path is not None and is_checkpoint(settings.path):
         origin = load_policy(trained_from(settings), seed_behind(settings.path, seed))
         return load_trained_weights(origin, settings.path)
-    return finished(_pretrained(settings) if settings.config is None else _new_model(settings, seed), settings, seed)
+    return finished(_pretrained(settings) if settings.config is None else new_model(settings, seed), settings, seed)
 
 
 def finished(model: "PreTrainedModel", settings: PolicySettings, seed: int) -> "PreTrainedModel":
@@ -322,7 +322,8 @@ def _with_generation_config(model: "PreTrainedModel", settings: PolicySettings) 
     return model
 
 
-def _new_model(settings: PolicySettings, seed: int) -> "PreTrainedModel":
+def new_model(settings: PolicySettings, seed: int) -> "PreTrainedModel":
+    """The model of ``settings.config`` with random weights, on the CPU, as transformers draws them."""
     config = _config_of_new(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

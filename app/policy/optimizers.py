@@ -122,6 +122,8 @@ def keep_settings(schedule: torch.optim.lr_scheduler.LambdaLR, own: list[dict[st
 def clip_gradients(model: Any, max_norm: float | None) -> torch.Tensor:
     """Scales the gradient down to the norm ``max_norm`` where it is larger; null only measures it. Collective.
 
+    A gradient that is not finite stays as it is, so that its first tensor can be named (not under FSDPStrategy).
+
     Returns:
         The norm before, over all ranks' parts.
     """
@@ -129,8 +131,11 @@ def clip_gradients(model: Any, max_norm: float | None) -> torch.Tensor:
     if is_fsdp(model):
         return model.clip_grad_norm_(limit)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    norm = torch.nn.utils.clip_grad_norm_(trained, limit)
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = torch.nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    if norm.isfinite():
+        torch.nn.utils.clip_grads_with_norm_(trained, limit, norm)
+    return norm
 
 
 def check_optimizer(settings: OptimizerSettings, sharded: bool) -> None:

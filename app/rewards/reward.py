@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from app.data.problems import Problem
+from app.errors import CommonError
 from app.grading.thinking import NO_OPEN_THOUGHT, Thinking
 
 Scores = list[float | None]
@@ -52,5 +53,5 @@ class RewardFunction(Protocol):
         ...
 
 
-class RewardError(RuntimeError):
+class RewardError(CommonError):
     """A reward function failed or returned something other than scores."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from app.engines.engine import SamplingSettings
 from app.engines.ranks import RolloutRanks
+from app.errors import CommonError
 from app.policy.logprobs import last_logits, selective_log_softmax, token_log_probs
 from app.policy.sharding.gathering import whole_parameters
 from app.rollout.mismatch import log_ratios
@@ -53,7 +54,7 @@ class Hypothesis:
     noise: bool = False
 
 
-class MismatchError(RuntimeError):
+class MismatchError(CommonError):
     """Engine and trainer disagree by more than the limit. ``cause`` is the likely one, "unknown" if none fits."""
 
     def __init__(self, difference: float, limit: float, cause: str, advice: str) -> None:

@@ -184,7 +184,7 @@ class RolloutSchedule:
         weights_iteration: int,
         sync_seconds: float,
     ) -> list[Rollout]:
-        rollouts = collector.collect(batches, learner.tokenizer, learner.end_token_ids)
+        rollouts = self._collected(collector, learner, batches)
         if self.dynamic_sampling is not None:
             replace = partial(self._without_tied, collector, learner, prompts, self.dynamic_sampling)
             rollouts = [replace(rollout) for rollout in rollouts]
@@ -193,6 +193,14 @@ class RolloutSchedule:
             rollout.counts["engine/restarts"] = float(self._engine.restarts)
         rollouts[0].seconds["sync"] = sync_seconds
         return rollouts
+
+    def _collected(
+        self, collector: RolloutCollector, learner: Learner, batches: list[PromptBatch], extra_round: int = 0
+    ) -> list[Rollout]:
+        """A reward function that fails on one rank fails on all."""
+        assert self._ranks is not None, "setup comes first"
+        collect = partial(collector.collect, batches, learner.tokenizer, learner.end_token_ids, extra_round)
+        return self._ranks.on_every_rank(collect)
 
     def _without_tied(
         self,
@@ -204,7 +212,7 @@ class RolloutSchedule:
     ) -> Rollout:
         def further(extra_round: int) -> Rollout:
             batch = prompts.spare_batch(rollout.batch.iteration, extra_round)
-            return collector.collect([batch], learner.tokenizer, learner.end_token_ids, extra_round)[0]
+            return self._collected(collector, learner, [batch], extra_round)[0]
 
         assert self._ranks is not None, "setup comes first"
         return replace_tied(rollout, further, settings, self._ranks.any)

@@ -1,4 +1,4 @@
-"""Rollout engines for tests: one that fails for good on all ranks, one that is wrong on one of them."""
+"""For tests: an engine that fails for good on all ranks, and an engine and a reward that are wrong on one of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,6 +7,8 @@ from app.engines.engine import Completion, GenerationRequest
 from app.engines.faults import EngineFailure
 from app.engines.ranks import rank_and_size
 from app.engines.transformers_engine import TransformersEngine
+from app.rewards.reward import RewardSample
+from tests.running import digit_share
 
 
 class FailingEngine(TransformersEngine):
@@ -26,6 +28,17 @@ class FailingEngine(TransformersEngine):
         if self.calls >= self.at_call:
             raise EngineFailure("died", "for a test")
         return super().generate(requests)
+
+
+def fails_on_the_second_rank(samples: Sequence[RewardSample]) -> list[float | None]:
+    """A reward that raises in the third iteration, on one rank."""
+    fails_on_the_second_rank.calls += 1  # type: ignore[attr-defined]
+    if rank_and_size()[0] == 1 and fails_on_the_second_rank.calls > 2:  # type: ignore[attr-defined]
+        raise ValueError("no such column")
+    return digit_share(samples)
+
+
+fails_on_the_second_rank.calls = 0  # type: ignore[attr-defined]
 
 
 class LyingEngine(TransformersEngine):

@@ -1,4 +1,4 @@
-"""Two ranks with an engine that cannot be restarted, or that is wrong on one of them."""
+"""Two ranks with an engine that cannot be restarted, and with an engine or a reward that is wrong on one of them."""
 
 import subprocess
 import sys
@@ -17,10 +17,12 @@ LYING = "tests.cli.failing_engine.LyingEngine"
 pytestmark = pytest.mark.slow
 
 
-def run_two_ranks(folder: Path, engine: dict[str, Any], strategy: str) -> subprocess.CompletedProcess[str]:
+def run_two_ranks(
+    folder: Path, engine: dict[str, Any], strategy: str, *options: str
+) -> subprocess.CompletedProcess[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ranks = ["--config", f"configs/strategy/{strategy}.yaml", "--trainer.devices", "2"]
-    command = [*launcher, "main.py", *small_run(folder, engine), *ranks]
+    command = [*launcher, "main.py", *small_run(folder, engine), *ranks, *options]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 1
     assert "callbacks/rollouts.py" not in done.stderr  # no traceback of ours beside that of torchrun
@@ -39,3 +41,14 @@ def test_a_mismatch_on_one_rank_is_explained_by_all_of_a_sharded_policy(tmp_path
     done = run_two_ranks(tmp_path, {"class_path": LYING}, "fsdp2")
     assert done.stderr.count("error: on the first rollout engine and trainer differ by") == 2
     assert done.stderr.count("Likely cause: stale weights. The engine draws all tokens alike") == 2
+
+
+def test_a_reward_that_raises_on_one_rank_leaves_a_checkpoint_of_the_last_whole_iteration(tmp_path: Path) -> None:
+    reward = "[{class_path: ImportedReward, init_args: {path: 'tests.cli.failing_engine:fails_on_the_second_rank'}}]"
+    short = ("--rollouts.rewards", reward, "--rollouts.sampling.max_new_tokens", "10")
+    done = run_two_ranks(tmp_path, {"class_path": "TransformersEngine"}, "ddp", *short)
+    failed = "reward 'fails_on_the_second_rank' failed for problem 'synthetic-train-"
+    assert done.stderr.count(f"error: {failed}") == 1
+    assert done.stderr.count(f"error: on rank 1: {failed}") == 1
+    assert "ValueError: no such column" in done.stderr
+    assert last_checkpoint(tmp_path).resolve().name == "iteration-000002.ckpt"

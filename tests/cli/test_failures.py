@@ -75,7 +75,7 @@ def test_a_full_disk_is_one_line_that_names_the_file() -> None:
 def test_an_error_that_saving_failed_after_comes_first() -> None:
     failed = chained(OSError(errno.EROFS, "Read-only file system", "last.ckpt"), DivergenceError("not finite"))
     assert ending(failed, []) == (
-        "not finite; and then: cannot write last.ckpt: Read-only file system; this process may not, or no longer, use it",
+        "not finite; and then: cannot write last.ckpt: Read-only file system; this process lacks the permission",
         1,
     )
 

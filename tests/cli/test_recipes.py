@@ -200,11 +200,12 @@ def test_every_model_with_every_method_and_every_training_set(
         assert f"{data}: 8 of 8 rows kept" in out
 
 
-def test_the_readmes_configuration_by_dry_run(
+def test_the_documented_configuration_by_dry_run(
     capsys: pytest.CaptureFixture, policies: dict[str, Path], problems: Path, tmp_path: Path
 ) -> None:
-    (block,) = [part for part in Path("README.md").read_text().split("```") if part.startswith("yaml\nseed_everything")]
-    file = tmp_path / "readme.yaml"
+    page = Path("docs/running.md").read_text().split("```")
+    (block,) = [part for part in page if part.startswith("yaml\nseed_everything")]
+    file = tmp_path / "example.yaml"
     file.write_text(block.removeprefix("yaml"))
     arguments = ["--config", str(file), "--config", str(problems / LOCAL)]
     out = checked(capsys, arguments, policies["qwen2.5-math-1.5b-instruct"])

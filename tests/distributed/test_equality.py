@@ -133,7 +133,7 @@ def test_tied_embeddings_stay_tied_in_shards(single: Path, ranks: Path) -> None:
         assert equal_weights(dict(policy.named_parameters()), other["weights"])
 
 
-def test_new_weights_are_drawn_shard_by_shard_as_for_one_process(single: Path, ranks: Path) -> None:
+def test_new_weights_are_those_of_one_process(single: Path, ranks: Path) -> None:
     tied = policy_settings("qwen2", **UNEVEN_ROWS["config"])
     for settings, name in ((policy_settings(), "sharded"), (tied, "tied-embeddings")):
         drawn = dict(load_policy(settings, make_module().seed).named_parameters())

@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM
 
 from app.errors import ConfigurationError
 from app.policy.checkpoints import read_weights
-from app.policy.lora import LoraSettings, adapters_off, is_adapter
+from app.policy.lora import LoraSettings, adapters_off, add_adapters, is_adapter
 from app.policy.models import PolicySettings, load_policy
 from app.policy.sharding.merging import policy_weights
 from callbacks import HFExport, IterationCheckpoint
+from tests.models import tiny_model
 from tests.running import (
     equal_weights,
     fit,
@@ -155,3 +156,34 @@ def test_resuming_with_other_adapters_is_refused(
     trainer = make_trainer(tmp_path, [make_rollouts()])
     with pytest.raises(ConfigurationError, match=r"model\.policy\.lora: .* was trained with \{'r': 4, 'alpha': 8.0"):
         trainer.fit(module, datamodule=make_data(), ckpt_path=saved, weights_only=True)
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "deepseek_v3"])
+def test_adapters_of_experts_are_merged_too(kind: str) -> None:
+    """peft wraps a layer's experts once for each of their tensors, one around the other."""
+    model = tiny_model(kind)
+    expected = set(model.state_dict())
+    policy = add_adapters(model, LoraSettings(r=2), seed=0)
+    assert any("experts" in name for name, parameter in policy.named_parameters() if parameter.requires_grad)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    plain = tiny_model(kind, seed=9)
+    sent = dict(policy_weights(policy))
+    assert sent.keys() == expected
+    plain.load_state_dict(sent)
+    ids = torch.arange(3, 27).view(2, 12)
+    torch.testing.assert_close(plain(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["lm_head", "embed_tokens"])
+def test_adapters_that_would_untie_a_model_are_refused(layer: str) -> None:
+    """Its configuration would still say that embeddings and head are one."""
+    settings = LoraSettings(r=2, target_modules=(layer, "q_proj"))
+    with pytest.raises(ConfigurationError, match=rf"policy\.lora\.target_modules: .*{layer}.*one tensor"):
+        add_adapters(tiny_model("qwen2"), settings, seed=0)
+    ids = torch.arange(3, 27).view(2, 12)
+    untied = add_adapters(tiny_model("llama"), settings, seed=0)
+    assert torch.equal(untied(ids).logits, tiny_model("llama")(ids).logits)

@@ -1,5 +1,6 @@
 """A policy laid on the ranks: built empty and filled row by row (fsdp2), or split once it is loaded (fsdp)."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 def build_fsdp2(
     settings: "PolicySettings", seed: int, device: torch.device, precision: str, frozen: bool, offload: bool
 ) -> "PreTrainedModel":
-    """The policy in DTensors, of which this rank reads or draws its own rows alone. Collective.
+    """The policy in DTensors, of which this rank holds its own rows alone. Collective.
 
     Args:
         settings: where the policy comes from.
@@ -90,9 +91,9 @@ def wrap_fsdp(
 
 
 def _layers(model: Any) -> list[torch.nn.Module]:
-    """The decoder layers: what is gathered at once."""
+    """The decoder layers: what is gathered at once. Some families also name what lies in a layer (Mamba its mixer)."""
     names = set(base_model(model)._no_split_modules or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+    layers = list(dict.fromkeys(_outermost(model, lambda module: type(module).__name__ in names)))  # shared ones once
     if not layers:
         raise ConfigurationError(
             f"{type(base_model(model)).__name__} does not say which of its modules are layers: it cannot be sharded; "
@@ -100,3 +101,10 @@ def _layers(model: Any) -> list[torch.nn.Module]:
             key="trainer.strategy",
         )
     return layers
+
+
+def _outermost(module: torch.nn.Module, wanted: Callable[[torch.nn.Module], bool]) -> list[torch.nn.Module]:
+    """Those that are wanted and lie in no other one that is."""
+    if wanted(module):
+        return [module]
+    return [found for child in module.children() for found in _outermost(child, wanted)]

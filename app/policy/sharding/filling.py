@@ -1,9 +1,9 @@
-"""Values for a model that was built on the meta device, read or drawn one tensor at a time.
+"""Values for a model that was built on the meta device.
 
-A rank reads from a safetensors file no more than the rows that it keeps.
+Of a safetensors file a rank reads no more than the rows that it keeps. A new model is drawn whole, in host memory, on
+every rank: what its family draws in its constructor, and in what order, only building it tells.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 
 from app.policy.checkpoints import check_trained, is_checkpoint, read_weights, seed_behind, trained_from
 from app.policy.lora import base_model, base_name, first_value, is_adapter
+from app.policy.models import new_model
 from app.policy.sharding.stored import stored_weights
 from app.policy.sharding.wrapping import plain_model
 from app.policy.weights import named_weights
@@ -51,8 +52,7 @@ def _compute_buffers(model: Any, device: torch.device) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
     for owner, module in _owned(base, base):
-        if next(module.buffers(recurse=False), None) is not None:
-            owner._init_weights(module)
+        owner._init_weights(module)  # of modules without buffers too: some compute those of the modules in them
     for parameter in parameters:
         del parameter._is_hf_initialized
 
@@ -67,6 +67,11 @@ def _owned(module: torch.nn.Module, owner: Any) -> Iterator[tuple[Any, torch.nn.
     yield owner, module
 
 
+def _own_children(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """Without adapters, which were added later."""
+    return [child for name, child in module.named_children() if not is_adapter(f".{name}")]
+
+
 def _fill_weights(model: Any, settings: "PolicySettings", seed: int) -> None:
     if is_checkpoint(settings.path):
         assert settings.path is not None
@@ -79,7 +84,8 @@ def _fill_weights(model: Any, settings: "PolicySettings", seed: int) -> None:
         for stored in stored_weights(settings, plain_model(model)):
             _fill_rows(in_base[stored.name], stored.rows)
     else:
-        draw(base_model(model), seed, lambda name, whole: _fill_rows(in_base[base_name(name)], _rows_of(whole)))
+        for name, whole in named_weights(new_model(settings, seed)):
+            _fill_rows(in_base[name], _rows_of(whole))
     for name in filter(is_adapter, weights):
         _fill_rows(weights[name], _rows_of(first_value(name, weights[name].shape, seed)))
 
@@ -108,81 +114,3 @@ def _fill_rows(weight: Any, read: Callable[[int, int], torch.Tensor]) -> None:
     local = weight.to_local()
     start = min(weight.device_mesh.get_local_rank() * -(-count // weight.device_mesh.size()), count)
     local.copy_(read(start, start + local.shape[0]))
-
-
-def draw(model: torch.nn.Module, seed: int, keep: Callable[[str, torch.Tensor], None]) -> None:
-    """Draws the values that ``from_config`` would draw for a new model, and hands each whole tensor to ``keep``.
-
-    Of one module at a time the tensors are in memory. transformers first builds a model's modules, which draws torch's
-    own defaults, and then draws its family's for them; inner models are done with both before what follows them.
-
-    Args:
-        model: its own parameters are left alone, and adapters in it ignored.
-        seed: of the values; the global random state is left as it was.
-        keep: called with names and tensors; tied tensors come under their first name.
-    """
-    places = {id(module): name for name, module in model.named_modules()}
-    first_names = {id(parameter): name for name, parameter in model.named_parameters()}
-    done: set[int] = set()
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        for step, module in _building_steps(model):
-            if step == "build":
-                with _whole_on_cpu(module):
-                    module.reset_parameters()  # type: ignore[operator]
-                continue
-            for part in _children_first(module):
-                if id(part) not in done:
-                    done.add(id(part))
-                    _initialise(module, part, places[id(part)], first_names, keep)
-
-
-def _initialise(
-    owner: torch.nn.Module,
-    part: torch.nn.Module,
-    place: str,
-    first_names: dict[int, str],
-    keep: Callable[[str, torch.Tensor], None],
-) -> None:
-    """Draws the own parameters of ``part``, at ``place`` in the model, as its family (``owner``) wishes."""
-    own = dict(part.named_parameters(recurse=False))
-    with _whole_on_cpu(part) as whole:
-        owner._init_weights(part)  # type: ignore[operator]
-    for name, parameter in own.items():
-        full = f"{place}.{name}" if place else name
-        if first_names.get(id(parameter)) == full:
-            keep(full, whole[name])
-
-
-def _building_steps(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
-    from transformers import PreTrainedModel
-
-    for child in _own_children(module):
-        yield from _building_steps(child)
-    if hasattr(module, "reset_parameters"):
-        yield "build", module
-    if isinstance(module, PreTrainedModel):
-        yield "initialise", module
-
-
-def _own_children(module: torch.nn.Module) -> list[torch.nn.Module]:
-    """Without adapters, which were added later."""
-    return [child for name, child in module.named_children() if not is_adapter(f".{name}")]
-
-
-def _children_first(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    for child in _own_children(module):
-        yield from _children_first(child)
-    yield module
-
-
-@contextlib.contextmanager
-def _whole_on_cpu(module: torch.nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Inside, a module's own parameters are whole, unset ones in CPU memory; outside, what they were."""
-    former = {name: value for name, value in module._parameters.items() if value is not None}
-    fresh = {name: torch.empty(value.shape, dtype=value.dtype) for name, value in former.items()}
-    module._parameters.update({name: torch.nn.Parameter(value) for name, value in fresh.items()})
-    try:
-        yield {name: parameter.data for name, parameter in module.named_parameters(recurse=False)}
-    finally:
-        module._parameters.update(former)

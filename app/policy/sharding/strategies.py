@@ -2,7 +2,7 @@
 
 - ``single``, ``ddp``: every rank holds the whole model.
 - ``fsdp2`` (``fully_shard``): every parameter is a DTensor, split by rows over all ranks. The model is built on the
-  meta device, and a rank keeps no more than its own rows of what it reads or draws. With ``offload`` these rows, their
+  meta device, and of what is stored a rank reads no more than its own rows. With ``offload`` these rows, their
   gradients and optimiser states stay in host memory, and the optimiser steps there.
 - ``fsdp`` (FullyShardedDataParallel): flat parameters. Each rank first holds the whole model in host memory, and moves
   it to the device layer by layer as it is split.

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from app.policy.lora import LoraSettings
-from app.policy.models import PolicySettings, empty_policy, finished, load_policy
-from app.policy.sharding.filling import draw
+from app.policy.models import PolicySettings, load_policy
 from app.policy.sharding.gathering import whole_weights
 from app.policy.sharding.strategies import Sharding
 from app.policy.tokenizers import NewTokenizerSettings
@@ -30,19 +29,6 @@ def stored(kind: str, folder: Path, **changes: Any) -> tuple[Any, PolicySettings
     return model, PolicySettings(path=str(folder), tokenizer=NewTokenizerSettings())
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-@pytest.mark.parametrize("lora", [None, LoraSettings(r=2)])
-def test_values_are_drawn_as_transformers_draws_them(kind: str, lora: LoraSettings | None) -> None:
-    settings = replace(policy_settings(kind), lora=lora)
-    before, drawn = torch.get_rng_state(), {}
-    model = finished(empty_policy(settings), settings, 3)
-    draw(model.get_base_model() if lora else model, 3, lambda name, whole: drawn.update({name: whole.clone()}))
-    plain = dict(load_policy(policy_settings(kind), 3).named_parameters())
-    assert equal_weights(plain, {name.replace(".base_layer", ""): whole for name, whole in drawn.items()})
-    assert torch.equal(before, torch.get_rng_state())
-    assert all(parameter.is_meta for parameter in model.parameters())
-
-
 @pytest.mark.parametrize("kind", SHAPES)
 def test_shards_hold_what_the_folder_holds(one_rank: None, tmp_path: Path, kind: str) -> None:
     """Under the model's names, in its layout; with the buffers that are saved and those that are computed."""
@@ -54,9 +40,9 @@ def test_shards_hold_what_the_folder_holds(one_rank: None, tmp_path: Path, kind:
         torch.testing.assert_close(policy(input_ids=IDS).logits, model(input_ids=IDS).logits)
 
 
-@pytest.mark.parametrize("kind", ["gemma3_text", "deepseek_v3"])
+@pytest.mark.parametrize("kind", ["qwen2", "gemma3_text", "deepseek_v3", "apertus"])
 def test_shards_of_a_new_model_hold_what_the_whole_model_holds(one_rank: None, kind: str) -> None:
-    """Also where a family draws a module's parameters and computes its buffers in one."""
+    """Also where a family draws parameters and computes buffers in one, and where a constructor sets parameters."""
     settings = policy_settings(kind)
     whole, policy = load_policy(settings, 3), Sharding(kind="fsdp2").load_policy(settings, 3)
     assert equal_weights(whole_weights(whole), whole_weights(policy))

@@ -1,11 +1,16 @@
 """A policy's weights by name, with its adapters merged into them."""
 
 import copy
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 
+from app.policy.lora import LoraSettings
+from app.policy.models import PolicySettings
 from app.policy.sharding.merging import policy_weights
+from app.policy.sharding.strategies import Sharding
+from app.policy.tokenizers import NewTokenizerSettings
 from tests.models import tiny_model
 
 
@@ -40,6 +45,30 @@ def test_lora_is_merged_as_peft_merges_it_and_the_policy_is_left_alone() -> None
     plain = tiny_model("llama", seed=9)
     plain.load_state_dict(sent)
     torch.testing.assert_close(plain(ids).logits, policy(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_sharded_adapters_of_experts_are_merged_as_whole_ones(one_rank: None, tmp_path: Path) -> None:
+    """After a few steps of each; peft reshapes these adapters."""
+    tiny_model("mixtral").save_pretrained(tmp_path)
+    settings = PolicySettings(path=str(tmp_path), tokenizer=NewTokenizerSettings(), lora=LoraSettings(r=2))
+    merged = []
+    for kind in ("single", "fsdp2"):
+        policy = Sharding(kind=kind).load_policy(settings, 0).train()
+        optimizer = torch.optim.SGD([p for p in policy.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(2):
+            policy(input_ids=torch.arange(3, 27).view(2, 12), use_cache=False).logits.log_softmax(-1)[
+                ..., 3
+            ].mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        merged.append({name: tensor.clone() for name, tensor in policy_weights(policy)})
+    base = tiny_model("mixtral").state_dict()
+    assert merged[0].keys() == merged[1].keys() == base.keys()
+    for name, tensor in merged[0].items():
+        torch.testing.assert_close(merged[1][name], tensor)
+    assert not torch.equal(
+        merged[1]["model.layers.0.mlp.experts.down_proj"], base["model.layers.0.mlp.experts.down_proj"]
+    )
 
 
 def test_buffers_that_are_saved_are_weights_too() -> None:
