@@ -1,9 +1,11 @@
 """Lightning callbacks: rollouts, evaluation, logging, checkpoints and export."""
 
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
+from callbacks.collapse_alarms import CollapseAlarms
 from callbacks.completions_table import CompletionsTable
 from callbacks.hf_export import HFExport
 from callbacks.iteration_checkpoint import IterationCheckpoint
+from callbacks.lost_rank import LostRank
 from callbacks.progress import IterationProgress
 from callbacks.rollouts import RolloutCallback
 from callbacks.stop_on_signal import StopOnSignal
@@ -11,10 +13,12 @@ from callbacks.trace_logging import TraceLogging
 
 __all__ = [
     "BenchmarkEvaluation",
+    "CollapseAlarms",
     "CompletionsTable",
     "HFExport",
     "IterationCheckpoint",
     "IterationProgress",
+    "LostRank",
     "RolloutCallback",
     "StopOnSignal",
     "TraceLogging",

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 
 from app.cli.errors import Source, configuration_error, explain
+from app.engines.lost_ranks import lost_connection
 from app.errors import CommonError, causes
 
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -29,10 +30,16 @@ def ending(error: BaseException, sources: Sequence[Source]) -> tuple[str, int] |
     root = configuration_error(error)
     if root is not None:
         return explain(root, sources), 2
+    if lost_connection(error) and (notes := [note for cause in causes(error) for note in _notes(cause)]):
+        return _one_line(notes[0]), 1
     first = next((cause for cause in causes(error) if isinstance(cause, CommonError)), None)
     lines = [_one_line(str(first))] if first else []
     lines += [line for cause in causes(error) if (line := file_line(cause))][:1]
     return ("; and then: ".join(lines), 1) if lines else None
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])  # of :class:`callbacks.LostRank`
 
 
 def file_line(error: BaseException) -> str | None:

@@ -27,10 +27,12 @@ from app.slurm import noted_checkpoint
 from app.stopping import STOP, StopRequested
 from callbacks import (
     BenchmarkEvaluation,
+    CollapseAlarms,
     CompletionsTable,
     HFExport,
     IterationCheckpoint,
     IterationProgress,
+    LostRank,
     RolloutCallback,
     StopOnSignal,
     TraceLogging,
@@ -53,6 +55,7 @@ CALLBACKS: dict[str, type] = {
     "evaluation": BenchmarkEvaluation,
     "traces": TraceLogging,
     "completions": CompletionsTable,
+    "alarms": CollapseAlarms,
     "checkpoint": IterationCheckpoint,
     "export": HFExport,
 }
@@ -135,8 +138,9 @@ class GRPOLambdaCLI(LightningCLI):
         config["default_root_dir"] = config.get("default_root_dir") or "runs"
         if config.get("logger") is None:
             config["logger"] = TensorBoardLogger(config["default_root_dir"], self._get(self.config_init, "name"))
-        callbacks = [self._get(self.config_init, key) for key in CALLBACKS]
-        callbacks = [StopOnSignal(), *(callback for callback in callbacks if callback is not None)]
+        given_parts = {key: self._get(self.config_init, key) for key in CALLBACKS}
+        callbacks = [*(given_parts | {"alarms": given_parts["alarms"] or CollapseAlarms()}).values()]
+        callbacks = [StopOnSignal(), LostRank(), *(callback for callback in callbacks if callback is not None)]
         # Lightning's own checkpoint callback, which it adds where there is none, counts optimiser steps.
         given = callbacks + (config.get("callbacks") or [])
         config["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in given)

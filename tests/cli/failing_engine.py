@@ -1,5 +1,7 @@
 """For tests: an engine that fails for good on all ranks, and an engine and a reward that are wrong on one of them."""
 
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -39,6 +41,17 @@ def fails_on_the_second_rank(samples: Sequence[RewardSample]) -> list[float | No
 
 
 fails_on_the_second_rank.calls = 0  # type: ignore[attr-defined]
+
+
+def kills_the_second_rank(samples: Sequence[RewardSample]) -> list[float | None]:
+    """A reward in whose third call one rank is killed, as a host that runs out of memory does."""
+    kills_the_second_rank.calls += 1  # type: ignore[attr-defined]
+    if rank_and_size()[0] == 1 and kills_the_second_rank.calls > 2:  # type: ignore[attr-defined]
+        os.kill(os.getpid(), signal.SIGKILL)
+    return digit_share(samples)
+
+
+kills_the_second_rank.calls = 0  # type: ignore[attr-defined]
 
 
 class LyingEngine(TransformersEngine):

@@ -43,12 +43,26 @@ def test_a_mismatch_on_one_rank_is_explained_by_all_of_a_sharded_policy(tmp_path
     assert done.stderr.count("Likely cause: stale weights. The engine draws all tokens alike") == 2
 
 
+def with_reward(function: str, *options: str) -> tuple[str, ...]:
+    reward = f"[{{class_path: ImportedReward, init_args: {{path: 'tests.cli.failing_engine:{function}'}}}}]"
+    return ("--rollouts.rewards", reward, "--rollouts.sampling.max_new_tokens", "10", *options)
+
+
 def test_a_reward_that_raises_on_one_rank_leaves_a_checkpoint_of_the_last_whole_iteration(tmp_path: Path) -> None:
-    reward = "[{class_path: ImportedReward, init_args: {path: 'tests.cli.failing_engine:fails_on_the_second_rank'}}]"
-    short = ("--rollouts.rewards", reward, "--rollouts.sampling.max_new_tokens", "10")
-    done = run_two_ranks(tmp_path, {"class_path": "TransformersEngine"}, "ddp", *short)
+    options = with_reward("fails_on_the_second_rank")
+    done = run_two_ranks(tmp_path, {"class_path": "TransformersEngine"}, "ddp", *options)
     failed = "reward 'fails_on_the_second_rank' failed for problem 'synthetic-train-"
     assert done.stderr.count(f"error: {failed}") == 1
     assert done.stderr.count(f"error: on rank 1: {failed}") == 1
     assert "ValueError: no such column" in done.stderr
     assert last_checkpoint(tmp_path).resolve().name == "iteration-000002.ckpt"
+
+
+def test_the_rank_that_is_killed_is_named_with_phase_and_checkpoint_in_one_line(tmp_path: Path) -> None:
+    options = with_reward("kills_the_second_rank", "--checkpoint.every_n_iterations", "1")
+    done = run_two_ranks(tmp_path, {"class_path": "TransformersEngine"}, "ddp", *options)
+    lost = "error: rank 1 has ended in the rollout of iteration 3, and the others cannot go on without it; go on from "
+    assert f"{lost}the last checkpoint: --ckpt_path {last_checkpoint(tmp_path)}\n" in done.stderr
+    assert last_checkpoint(tmp_path).resolve().name == "iteration-000002.ckpt"
+    before = done.stderr.partition("error: ")[0]
+    assert "Traceback" not in before  # torchrun's report follows
