@@ -145,12 +145,15 @@ class BenchmarkEvaluation(Callback):
         prompts = [batch.prompt_ids[index] for index in left]
         requests = [self.plan.request(name, *each, ends) for each in zip(problems, prompts, strict=True)]
         reading = (self._grader, self.plan.grader_fingerprint, pl_module.tokenizer, batch.thinking)
-        samples.append(sample_problems(name, problems, requests, self._active, *reading))
+        sampled = sample_problems(name, problems, requests, self._active, *reading)
+        self._record.note_left_out(name, problems, sampled)
+        samples.append(sampled)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
         self._grader.close()
         for samples in self._logs.values():
             samples.close()
+        self._record.check_finite(pl_module)
         problems = self._record.gather_problems(trainer, pl_module)
         metrics = self._record.report(trainer, pl_module, problems) if trainer.is_global_zero else {}
         metrics = trainer.strategy.broadcast(metrics)

@@ -9,11 +9,12 @@ from lightning import Trainer
 
 from app.data.problems import Problem
 from app.engines.engine import RolloutEngine
+from app.errors import DivergenceError
 from app.evaluation.benchmarks import format_table
 from app.evaluation.numerics import engine_settings, inner_engine, numerics
 from app.evaluation.plan import EvaluationPlan
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
-from app.evaluation.samples import merge_samples
+from app.evaluation.samples import Sample, merge_samples
 from app.policy.sharding.merging import policy_weights
 from callbacks.evaluation_timing import iterations_done
 
@@ -42,6 +43,7 @@ class EvaluationRecord:
         self.folder = folder
         self.names: list[str] = trainer.datamodule.benchmark_names
         self.seen: dict[str, set[str]] = {name: set() for name in self.names}  # ids of problems
+        self._left_out: list[tuple[str, str]] = []  # benchmark and id of problems without a distribution to draw from
         self._engine = engine
         self._validates = trainer.state.fn == "validate"
         self._model_hash = _hash_weights(module) if self._validates else ""
@@ -68,6 +70,26 @@ class EvaluationRecord:
     @property
     def _engine_name(self) -> str:
         return type(inner_engine(self._engine)).__name__
+
+    def note_left_out(self, name: str, problems: Sequence[Problem], sampled: Sequence[Sample]) -> None:
+        """Remembers which of a batch's problems have no samples, for :meth:`check_finite`."""
+        ids = {sample.id for sample in sampled}
+        self._left_out += [(name, problem.id) for problem in problems if problem.id not in ids]
+
+    def check_finite(self, module: "PolicyModule") -> None:
+        """Collective.
+
+        Raises:
+            DivergenceError: on all ranks, where a completion's log-probs are not finite: no score would mean anything.
+        """
+        left_out = [each for rank in module.gather_objects(self._left_out) for each in rank]
+        if left_out:
+            name, problem = left_out[0]
+            raise DivergenceError(
+                f"the evaluation gives no scores: log-probs are not finite in completions of {len(left_out)} problems, "
+                f"the first {problem!r} of {name}, though all weights are: the policy overflows on them; compute in a "
+                "wider format (trainer.precision, the engine's dtype), or evaluate an earlier checkpoint"
+            )
 
     def gather_problems(self, trainer: Trainer, module: "PolicyModule") -> dict[str, list[Problem]]:
         """By benchmark, the problems that any rank has seen, in the benchmark's order. Collective."""

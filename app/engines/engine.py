@@ -1,5 +1,6 @@
 """What a rollout engine is: prompts' token ids in, sampled completions out. Every engine keeps this contract."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -89,6 +90,11 @@ class Completion:
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finish_reason: FinishReason = "length"
+
+    @property
+    def finite(self) -> bool:
+        """Whether every token was drawn from a distribution, and not from the NaNs of an overflow."""
+        return all(map(math.isfinite, self.log_probs))
 
 
 class PolicyOwner(Protocol):

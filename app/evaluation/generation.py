@@ -37,8 +37,13 @@ def sample_problems(
     tokenizer: "PreTrainedTokenizerBase",
     thinking: Thinking,
 ) -> list[Sample]:
-    """Generates and grades the completions of ``problems``, one request each; rows problem by problem."""
+    """Generates and grades the completions of ``problems``, one request each; rows problem by problem.
+
+    Problems with a completion that is not :attr:`~app.engines.engine.Completion.finite` are left out.
+    """
     groups = engine.generate(requests)
+    whole = [index for index, group in enumerate(groups) if all(completion.finite for completion in group)]
+    problems, requests, groups = [problems[i] for i in whole], [requests[i] for i in whole], [groups[i] for i in whole]
     ends = sorted({token for request in requests for token in request.end_token_ids})
     texts = iter(decode_groups(tokenizer, groups, ends))
     texts_PK = [[next(texts) for _ in group] for group in groups]

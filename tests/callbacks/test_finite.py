@@ -78,25 +78,52 @@ def test_log_probs_of_the_engine_alone_are_the_engines_fault(tmp_path: Path) -> 
         fit(tmp_path, make_module(), make_data(iterations=1), [make_rollouts(engine=Overflowing())])
 
 
-def evaluation(**changes: Any) -> BenchmarkEvaluation:
-    return BenchmarkEvaluation(SamplingSettings(temperature=0.0, max_new_tokens=6), grader_workers=1, **changes)
+def validate(folder: Path, module: Any) -> None:
+    scores = BenchmarkEvaluation(SamplingSettings(temperature=0.0, max_new_tokens=6), grader_workers=1)
+    data = make_data(iterations=1, benchmarks=make_benchmarks(2))
+    make_trainer(folder, [scores]).validate(module, datamodule=data)
+
+
+class Loaded:
+    """What happened to a policy before it is evaluated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+
+    def module(self, change: Any) -> Any:
+        module = make_module()
+        load = module.configure_model
+
+        def changed() -> None:
+            load()
+            change(module.policy)
+
+        self.monkeypatch.setattr(module, "configure_model", changed)
+        return module
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
+    return Loaded(monkeypatch)
 
 
 def test_validate_of_a_policy_with_a_weight_that_is_not_finite_scores_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, loaded: Loaded, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = make_module()
-    module.configure_model = lambda: _with_nan(module)  # type: ignore[method-assign]
-    trainer = make_trainer(tmp_path, [evaluation()])
-    expected = (
-        r"^as it was loaded, the policy's weight lm_head\.weight holds .* not finite: there is nothing to evaluate"
-    )
+    module = loaded.module(lambda policy: policy.lm_head.weight.data[5].fill_(float("inf")))
+    expected = r"^as it was loaded, the policy's weight lm_head\.weight holds .* finite: there is nothing to evaluate"
     with pytest.raises(DivergenceError, match=expected):
-        trainer.validate(module, datamodule=make_data(iterations=1, benchmarks=make_benchmarks(2)))
+        validate(tmp_path, module)
     assert "accuracy" not in capsys.readouterr().out
 
 
-def _with_nan(module: Any) -> None:
-    if not hasattr(module, "policy"):
-        type(module).configure_model(module)
-        module.policy.lm_head.weight.data[5] = float("inf")
+def test_validate_of_a_policy_that_overflows_scores_nothing(
+    tmp_path: Path, loaded: Loaded, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def overflow(policy: Any) -> None:
+        policy.get_submodule(LAYER).register_forward_hook(lambda module, given, made: made * float("inf"))
+
+    with pytest.raises(DivergenceError, match=r"^the evaluation gives no scores: .* of 2 problems, the first"):
+        validate(tmp_path, loaded.module(overflow))
+    assert "accuracy" not in capsys.readouterr().out
+    assert not list(tmp_path.rglob("results.json"))
