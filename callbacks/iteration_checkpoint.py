@@ -14,7 +14,7 @@ from app.policy.finite import NotFinite, weights_not_finite
 from app.stopping import StopRequested
 from app.storage.checksums import file_names, list_files, write_list
 from app.storage.durable import clear_unfinished, install, link, remove, unfinished
-from app.storage.lock import FolderLock
+from app.storage.lock import FolderLock, clear_dead
 from callbacks.run_folder import run_folder
 from modules.iteration_metrics import write_metrics
 
@@ -72,6 +72,7 @@ class IterationCheckpoint(Checkpoint):
             lock = FolderLock(folder, "checkpoint.folder", "its checkpoints", RESTART_PATIENCE_S)
             self._held.enter_context(lock)
             clear_unfinished(folder)
+            clear_dead(folder.parent.parent.glob("version_*/checkpoints") if self.folder is None else ())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._held.close()

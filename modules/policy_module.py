@@ -35,6 +35,8 @@ from app.policy.optimizers import (
 )
 from app.policy.sharding.strategies import Kind, Sharding
 from app.rollout.metric_sums import MetricSums
+from app.storage.checkpoints import contents
+from modules.checked_restore import CheckedRestore
 from modules.iteration_metrics import IterationMetrics
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ class PolicyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Reads from the trainer how the policy is to lie on the ranks."""
         IterationMetrics.install(self.trainer)
+        self.trainer._checkpoint_connector = CheckedRestore(self.trainer)
         strategy = self.trainer.strategy
         self.sharding = Sharding(
             kind=_kind(strategy),
@@ -284,6 +287,7 @@ class PolicyModule(LightningModule):
         if self.sharding.kind in ("single", "ddp") and checkpoint.get("optimizer_states"):
             optimizer = self.trainer.optimizers[0]
             checkpoint["optimizer_states"] = [number_by_model(checkpoint["optimizer_states"][0], optimizer, self)]
+        checkpoint["contents"] = contents(checkpoint)  # last: of all that is saved
 
 
 def _kind(strategy: Strategy) -> Kind:

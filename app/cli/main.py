@@ -18,7 +18,8 @@ Train math-reasoning language models with GRPO-λ, and evaluate them.
   --KEY VALUE           any key of the configuration, such as --model.objective.lam 0.98
   --print_config        print the resulting configuration and stop
   --dry_run             print the batches and memory of fit, without loading a weight, and stop
-  --ckpt_path FILE      resume fit from a checkpoint, or validate its weights
+  --ckpt_path FILE      resume fit from a checkpoint, or validate its weights;
+                        last: the newest intact one of the run's name, or a new run
 
   python main.py fit --help          every key of fit, with its default
   python main.py fit --rollouts.help  the keys of one part

@@ -8,17 +8,19 @@ import jsonargparse
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from app.cli.checks import check_parts
 from app.cli.errors import Source, check_keys, parameters, read_sources
 from app.cli.failures import ending
+from app.cli.run_logger import RunLogger
+from app.cli.starting_point import LAST, places_of, starting_point
 from app.data.sources import HubSource, JsonLinesSource, RegisteredSource, SyntheticSource
 from app.engines.transformers_engine import TransformersEngine
 from app.engines.vllm.engine import VLLMEngine
 from app.errors import ConfigurationError
+from app.policy.checkpoints import verify_source
 from app.rewards.correctness import CorrectnessReward
 from app.rewards.format import FormatReward
 from app.rewards.imported import ImportedReward
@@ -59,6 +61,8 @@ CALLBACKS: dict[str, type] = {
     "checkpoint": IterationCheckpoint,
     "export": HFExport,
 }
+ROOT = "runs"
+"""Where runs are kept, unless ``trainer.default_root_dir`` says otherwise."""
 SEEDED = (
     "model.init_args.seed",
     "data.init_args.seed",
@@ -114,14 +118,32 @@ class GRPOLambdaCLI(LightningCLI):
         if self._get(self.config_init, "dry_run"):
             self._dry_run()
         else:
+            self._settle_sources()
             self.trainer = self.instantiate_trainer()
 
-    def before_fit(self) -> None:
-        """A job that SLURM has restarted goes on, whatever its command says of an older checkpoint."""
-        noted = noted_checkpoint(Path(self.trainer.default_root_dir))
+    def _settle_sources(self) -> None:
+        """Looks at the files that the run starts from; a job that SLURM has restarted goes on, whatever its command
+        says of an older checkpoint."""
+        fit, policy = self.subcommand == "fit", self.model.policy_settings
+        if rank_zero_only.rank == 0:
+            verify_source(policy)
+        root = Path(self._get(self.config_init, "trainer")["default_root_dir"] or ROOT)
+        given, noted = self._get(self.config_init, "ckpt_path"), noted_checkpoint(root) if fit else None
         if noted is not None:
             rank_zero_info(f"SLURM has restarted this job: it goes on from {noted}")
-            self.config_init[self.subcommand]["ckpt_path"] = noted
+            given = noted
+        start = starting_point(None if given is None else str(given), self._places(root, given), fit, policy.verify)
+        self.config_init[self.subcommand]["ckpt_path"] = start
+
+    def _places(self, root: Path, given: Any) -> list[Path]:
+        """Folders in which ``--ckpt_path last`` is looked for."""
+        checkpoint, logger = (self._get(self.config_init, key) for key in ("checkpoint", "trainer"))
+        folder, logger = getattr(checkpoint, "folder", None), logger.get("logger")
+        if given != LAST or folder is not None or logger in (None, True):
+            return places_of(root, self._get(self.config_init, "name"), folder)
+        if logger is False:
+            return [root / "checkpoints"]
+        raise ConfigurationError("last is looked for in it: with a logger of your own, set it", key="checkpoint.folder")
 
     def _dry_run(self) -> None:
         from app.dry_run import Parts, dry_run
@@ -135,9 +157,9 @@ class GRPOLambdaCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:
         config = dict(self._get(self.config_init, "trainer"))
-        config["default_root_dir"] = config.get("default_root_dir") or "runs"
-        if config.get("logger") is None:
-            config["logger"] = TensorBoardLogger(config["default_root_dir"], self._get(self.config_init, "name"))
+        config["default_root_dir"] = config.get("default_root_dir") or ROOT
+        if config.get("logger") in (None, True):
+            config["logger"] = RunLogger(config["default_root_dir"], self._get(self.config_init, "name"))
         given_parts = {key: self._get(self.config_init, key) for key in CALLBACKS}
         callbacks = [*(given_parts | {"alarms": given_parts["alarms"] or CollapseAlarms()}).values()]
         callbacks = [StopOnSignal(), LostRank(), *(callback for callback in callbacks if callback is not None)]

@@ -39,7 +39,7 @@ ELSEWHERE: dict[str, tuple[tuple[Any, ...], str]] = {
 
 SAME_PRECISION = {None: "32-true", "32": "32-true", 32: "32-true", "bf16": "bf16-mixed"}
 
-KEYWORDS = ("last", "best", "hpc")
+KEYWORDS = ("best", "hpc")
 """What Lightning takes for a checkpoint's path and looks up where this project keeps none, going on without."""
 
 FOLDERS = (
@@ -117,7 +117,7 @@ def _seed_problems(seed: Any) -> Iterator[Problem]:
 
 
 def _checkpoint_problems(path: Any) -> Iterator[Problem]:
-    if not isinstance(path, str) or "://" in path or _is_reference(path):
+    if not isinstance(path, str) or path == "last" or "://" in path or _is_reference(path):
         return
     file = Path(path).expanduser()
     if not file.exists():

@@ -16,20 +16,20 @@ from app.policy.lora import LoraSettings, has_adapters, is_adapter
 from app.policy.sources import nearest_sibling, refuse
 from app.policy.tokenizers import NewTokenizerSettings
 from app.policy.weights import named_weights
+from app.storage.checkpoints import SUFFIX, problem_of
+from app.storage.checksums import check_folder
+from app.storage.shards import META, data_only
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from app.policy.settings import PolicySettings
 
-SUFFIX = ".ckpt"
 PREFIX = "policy."
 """Of the policy's weights among the LightningModule's."""
-SHARDED_META = "meta.pt"
-"""What a sharded checkpoint holds besides tensors."""
 SHARDED_WEIGHTS = ("state_dict", "model")
 """Under which name a sharded checkpoint holds the module's: of ModelParallelStrategy, and of FSDPStrategy."""
-OWN_SETTINGS = ("dtype", "attn_implementation", "gradient_checkpointing")
+OWN_SETTINGS = ("dtype", "attn_implementation", "gradient_checkpointing", "verify")
 """Settings that are the new run's to choose; the others are those of the run that saved the checkpoint."""
 
 Settings = TypeVar("Settings", bound="PolicySettings")
@@ -45,6 +45,27 @@ def check_checkpoint(path: str) -> None:
     file = Path(path).expanduser()
     if not file.exists():
         refuse(f"there is no checkpoint {path}{nearest_sibling(file)}", "path")
+
+
+def verify_source(settings: "PolicySettings") -> None:
+    """Reads the checkpoint or export that ``settings`` name, and what that one was made from, and compares checksums,
+    unless ``settings.verify`` is false: then it only looks whether all of it is there.
+
+    Raises:
+        ConfigurationError: something is damaged or lacks.
+    """
+    if settings.path is None:
+        return
+    path = Path(settings.path).expanduser()
+    if is_checkpoint(settings.path):
+        problem = problem_of(path, settings.verify, resumable=False)
+    else:
+        problem = check_folder(path, settings.verify) if path.is_dir() else None
+    if problem is not None:
+        hint = "" if is_checkpoint(settings.path) else "; if the change is yours, delete its checksums.json"
+        refuse(f"{settings.path} {problem}{hint}", "path")
+    if is_checkpoint(settings.path):
+        verify_source(trained_from(settings))
 
 
 def trained_from(settings: "Settings") -> "Settings":
@@ -138,7 +159,7 @@ def _read(path: Path, shown: str, weights: bool) -> dict[str, Any]:
     try:
         if path.is_dir() and weights:
             return _read_shards(path)
-        file = path / SHARDED_META if path.is_dir() else path
+        file = path / META if path.is_dir() else path
         content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
         cause = " ".join(str(error).split())
@@ -149,14 +170,15 @@ def _read(path: Path, shown: str, weights: bool) -> dict[str, Any]:
 def _read_shards(folder: Path) -> dict[str, Any]:
     """The whole tensors of a checkpoint that several ranks wrote, read by one process."""
     from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     state: dict[str, Any] = {}
-    _load_state_dict(
-        state,
-        storage_reader=FileSystemReader(folder),
-        planner=_EmptyStateDictLoadPlanner(keys=set(SHARDED_WEIGHTS)),
-        no_dist=True,
-    )
+    reader, planner = FileSystemReader(folder), _EmptyStateDictLoadPlanner(keys=set(SHARDED_WEIGHTS))
+    try:
+        with data_only():
+            _load_state_dict(state, storage_reader=reader, planner=planner, no_dist=True)
+    except CheckpointException as error:  # no Exception, and its text is a page
+        raise RuntimeError(next(str(cause) for cause, _ in error.failures.values())) from error
     return {"state_dict": next((state[name] for name in SHARDED_WEIGHTS if name in state), {})}

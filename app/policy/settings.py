@@ -29,6 +29,8 @@ class PolicySettings:
         attn_implementation: null lets transformers choose.
         gradient_checkpointing: activations are computed again in the backward pass, to save memory.
         lora: low-rank adapters around the frozen policy, the only weights that are then trained; null trains all.
+        verify: compare the checksums of the checkpoint or export that weights are read from, at ``path`` or at
+            ``--ckpt_path``, before anything slow starts; false looks only whether all of it is there.
     """
 
     path: str | None = None
@@ -40,6 +42,7 @@ class PolicySettings:
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
     lora: LoraSettings | None = None
+    verify: bool = True
 
     def __post_init__(self) -> None:
         if self.end_tokens is not None:

@@ -3,9 +3,12 @@
 import contextlib
 import os
 import re
+import struct
 from collections.abc import Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NoReturn
+from zipfile import BadZipFile
 
 from app.errors import ConfigurationError, closest
 
@@ -61,9 +64,11 @@ def loading(what: str, source: str, key: str) -> Iterator[None]:
     from safetensors import SafetensorError
 
     kinds = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, ZeroDivisionError)
+    # *.bin: pickles, which are not run, and damaged ones
+    of_bin = (UnpicklingError, EOFError, BadZipFile, struct.error, IndexError, AttributeError, MemoryError)
     try:
         yield
-    except (*kinds, SafetensorError, StrictDataclassError) as error:
+    except (*kinds, *of_bin, SafetensorError, StrictDataclassError) as error:
         cause = " ".join(str(error).split())
         message = f"cannot load the {what} of {source}: {type(error).__name__}: {cause[:400]}"
         raise ConfigurationError(message, key=key) from error

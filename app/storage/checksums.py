@@ -7,6 +7,7 @@ file's name: "ends early", "the record data/3 is damaged".
 
 import json
 import os
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,6 +19,11 @@ T = TypeVar("T")
 LIST = "checksums.json"
 """The name of a folder's list: ``{"algorithm": "crc32", "files": {name: {"bytes": n, "crc32": "8 digits"}}}``."""
 _BLOCK = 8 << 20
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError),
+    *(ValueError, RuntimeError, NotImplementedError, OverflowError, MemoryError),
+)
+"""What Python's reader of archives raises over a file with wrong bytes in it."""
 _THREADS = min(8, os.cpu_count() or 1)  # zlib works outside of Python's lock
 
 
@@ -35,7 +41,7 @@ def check_archive(path: Path, contents: bool = True) -> str | None:
                 return "is no checkpoint: torch.save did not write it"
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, OSError) as error:
+    except _BROKEN as error:
         return f"ends early or is damaged: {error}"
     if not any(record.filename.endswith("/data.pkl") for record in records):
         return "is no checkpoint: it is another kind of archive"
@@ -126,7 +132,7 @@ def _damaged_record(path: Path, records: Sequence[zipfile.ZipInfo]) -> str | Non
                 with archive.open(record) as file:
                     while file.read(_BLOCK):
                         pass
-            except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError):
+            except _BROKEN:
                 return f"is damaged: its record {record.filename.split('/', 1)[-1]} is not what was written"
     return None
 

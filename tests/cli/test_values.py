@@ -77,8 +77,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "run/hf is a model's folder, from which a run starts and does not resume: give it as model.policy.path",
         ),
         ("run", "run is no checkpoint but another folder"),
-        ("last", "there is no checkpoint last: give the file, such as runs/"),
         ("best", "there is no checkpoint best: give the file, such as runs/"),
+        ("hpc", "there is no checkpoint hpc: give the file, such as runs/"),
     ],
 )
 def test_a_checkpoint_that_is_none_is_refused(path: str, expected: str, files: Path) -> None:

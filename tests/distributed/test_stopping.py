@@ -77,8 +77,7 @@ class StoppableRun:
         for file in self.pauses.glob("*"):
             file.unlink()
         self.pauses.mkdir(exist_ok=True)
-        last = self.folder / "checkpoints" / "last.ckpt"
-        resumed = ["--ckpt_path", str(last.resolve())] if last.exists() else []
+        resumed = ["--ckpt_path", "last"]
         command = again.args if again else [*LAUNCHERS[self.launcher], *self.command, *resumed, *options]
         self.output = self.folder / "output"
         with self.output.open("w") as output:
