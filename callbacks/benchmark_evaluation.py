@@ -19,6 +19,7 @@ from app.engines.transformers_engine import TransformersEngine
 from app.evaluation.benchmarks import BenchmarkSettings
 from app.evaluation.generation import grade_anew, sample_problems
 from app.evaluation.plan import EvaluationPlan
+from app.evaluation.results import hash_problems
 from app.evaluation.samples import SampleLog, regrade_samples
 from app.policy.sharding.gathering import whole_parameters
 from app.storage.lock import FolderLock
@@ -66,6 +67,7 @@ class BenchmarkEvaluation(Callback):
         self.folder = folder
         self._resources = ExitStack()
         self._own_engine: GuardedEngine | None = None
+        self._contents: dict[str, str] = {}  # hashes by benchmark's name, on rank 0
         self._evaluated: int | None = None  # iterations that were done at the last evaluation
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -75,9 +77,9 @@ class BenchmarkEvaluation(Callback):
         data = trainer.datamodule
         self.plan.check_names(data.benchmark_names)
         if trainer.is_global_zero:
-            for line in self.plan.unreadable_golds(
-                {name: data.benchmark_problems(name) for name in data.benchmark_names}
-            ):
+            problems = {name: data.benchmark_problems(name) for name in data.benchmark_names}
+            self._contents = {name: hash_problems(rows) for name, rows in problems.items()}
+            for line in self.plan.unreadable_golds(problems):
                 log.warning(line)
 
     # ── one evaluation ──
@@ -179,10 +181,18 @@ class BenchmarkEvaluation(Callback):
             run_validation(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"evaluated": self._evaluated}
+        return {"evaluated": self._evaluated, "contents": self._contents}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Warns of benchmarks whose scores will not be comparable with those that the run has had so far."""
         self._evaluated = state_dict["evaluated"]
+        for name, content in state_dict.get("contents", {}).items():
+            if self._contents.get(name, content) != content:
+                log.warning(
+                    "data.benchmarks.%s: its problems or answers are not those that the checkpoint's run was evaluated "
+                    "on; scores before and after do not compare",
+                    name,
+                )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()

@@ -100,6 +100,11 @@ class GRPOLambdaModule(PolicyModule):
         return self.sharding.load_reference(self.policy_settings, self.seed, self.reference_offload)
 
     @property
+    def has_frozen_weights(self) -> bool:
+        """So is the reference policy, above β = 0."""
+        return self.objective.beta > 0 or super().has_frozen_weights
+
+    @property
     def reference(self) -> "PreTrainedModel | None":
         """The frozen initial policy; None at β = 0, where it is never loaded."""
         return self._reference[0] if self._reference else None

@@ -18,7 +18,8 @@ from lightning.pytorch.strategies import (
 from lightning.pytorch.utilities import rank_zero_warn
 
 from app.errors import ConfigurationError, DivergenceError
-from app.policy.checkpoints import PREFIX, check_trained
+from app.policy.checkpoints import PREFIX, check_trained, origin_of
+from app.policy.fingerprints import source_fingerprint
 from app.policy.finite import gradients_not_finite, weights_not_finite
 from app.policy.lora import has_adapters, is_adapter
 from app.policy.models import PolicySettings
@@ -75,6 +76,7 @@ class PolicyModule(LightningModule):
         self.policy_offload = policy_offload
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self.sharding = Sharding()
+        self._stands_on: str | None = None  # fingerprint of frozen weights, on rank 0
         self._not_finite = 0  # optimiser steps in a row that were left out
 
     def setup(self, stage: str) -> None:
@@ -92,9 +94,16 @@ class PolicyModule(LightningModule):
         self.sharding.check_backend()
         self.sharding.check_policy(self.policy_settings)
         _check_mesh(strategy)
+        if self.trainer.is_global_zero and self.has_frozen_weights:
+            self._stands_on = source_fingerprint(self.policy_settings, self.seed)
         check_optimizer(self.optimizer_settings, sharded=self.sharding.sharded)
         # Lightning's own plugins would turn the master weights into bfloat16, or run traces and loss in it.
         strategy.precision_plugin = FSDPPrecision("32-true") if isinstance(strategy, FSDPStrategy) else Precision()
+
+    @property
+    def has_frozen_weights(self) -> bool:
+        """Whether the run needs weights that no checkpoint holds: those that adapters lie around."""
+        return origin_of(self.policy_settings).lora is not None
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase":
@@ -252,6 +261,7 @@ class PolicyModule(LightningModule):
             self._check_origin(checkpoint, "stage", type(self).__name__, "model.class_path")
             self._check_origin(checkpoint, "optimizer", self.optimizer_settings.name, "model.optimizer.name")
         self._check_adapters(checkpoint)
+        self._check_frozen(checkpoint)
         if self.sharding.kind in ("single", "ddp"):
             state = checkpoint["state_dict"]
             weights = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
@@ -280,9 +290,21 @@ class PolicyModule(LightningModule):
                 key="model.policy.lora",
             )
 
+    def _check_frozen(self, checkpoint: dict[str, Any]) -> None:
+        """Collective. Refuses to go on with other frozen weights than the run had so far: it would be another run."""
+        saved, own = checkpoint.get("stands_on"), self._stands_on
+        if self.trainer.strategy.broadcast(None not in (saved, own) and saved != own):
+            what = self.policy_settings.path or "what model.policy.config and seed_everything draw"
+            raise ConfigurationError(
+                f"the frozen weights (of the reference policy, or below adapters) come from it, and {what} is not what "
+                "the run of the checkpoint began with: put that back, or begin anew from the checkpoint as "
+                "model.policy.path",
+                key="model.policy.path" if self.policy_settings.path else "model.policy.config",
+            )
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_settings"] = asdict(self.policy_settings)
-        checkpoint["policy_seed"] = self.seed
+        checkpoint["policy_seed"], checkpoint["stands_on"] = self.seed, self._stands_on
         checkpoint["stage"], checkpoint["optimizer"] = type(self).__name__, self.optimizer_settings.name
         if self.sharding.kind in ("single", "ddp") and checkpoint.get("optimizer_states"):
             optimizer = self.trainer.optimizers[0]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from app.errors import ConfigurationError
+from app.policy.fingerprints import same_base
 from app.policy.lora import LoraSettings, has_adapters, is_adapter
 from app.policy.sources import nearest_sibling, refuse
 from app.policy.tokenizers import NewTokenizerSettings
@@ -66,6 +67,18 @@ def verify_source(settings: "PolicySettings") -> None:
         refuse(f"{settings.path} {problem}{hint}", "path")
     if is_checkpoint(settings.path):
         verify_source(trained_from(settings))
+        _check_base(settings)
+
+
+def _check_base(settings: "PolicySettings") -> None:
+    """Refuses the adapters of a checkpoint around other weights than they were trained with."""
+    assert settings.path is not None
+    origin, seed = trained_from(settings), seed_behind(settings.path, 0)
+    saved = _read(Path(settings.path).expanduser(), settings.path, weights=False).get("stands_on")
+    if origin.lora is not None and not same_base(origin, seed, saved):
+        refuse(
+            f"the adapters in {settings.path} were trained around other weights than now are in {origin.path}", "path"
+        )
 
 
 def trained_from(settings: "Settings") -> "Settings":
