@@ -51,7 +51,8 @@ TOP_LEVEL: dict[str, tuple[str, str, str]] = {
     "ckpt_path": (
         "text or null",
         "`null`",
-        "`fit`: the checkpoint to go on from. `validate`: the checkpoint whose weights are evaluated.",
+        "`fit`: the checkpoint to go on from. `validate`: the checkpoint whose weights are evaluated. `last`: the "
+        "newest intact one of this `name`; `fit` begins where there is none.",
     ),
     "dry_run": (
         "true or false",
