@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from app.engines.engine import GenerationRequest, RolloutEngine, SamplingSettings
+from benchmarks.figures import Figure, add_json_option, write
 
 SIZES: dict[str, dict[str, Any]] = {
     "small": {
@@ -116,17 +117,27 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", choices=names, default=names)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    add_json_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    figures: dict[str, Figure] = {}
     print(f"{'size':8}{'engine':14}{'params M':>10}{'start s':>9}{'sync s':>9}{'first s':>9}{'tokens/s':>10}")
     for size in arguments.sizes:
         for name in arguments.engines:
             row = measure(size, name, arguments.repeats)
             values = "".join(f"{row[key]:>{width}.{digits}f}" for key, width, digits in COLUMNS)
             print(f"{size:8}{name:14}{values}", flush=True)
+            for key, unit, better in COMPARED:
+                figures[f"{size} {name} {key}"] = Figure(row[key], unit, better)
+    write(arguments, "engines", figures)
 
 
 COLUMNS = [("parameters", 10, 2), ("start_s", 9, 2), ("sync_s", 9, 3), ("first_s", 9, 2), ("tokens_per_s", 10, 0)]
+COMPARED: list[tuple[str, str, Literal["higher", "lower"]]] = [
+    ("start_s", "s", "lower"),
+    ("sync_s", "s", "lower"),
+    ("tokens_per_s", "tokens/s", "higher"),
+]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from app.grading.grader import Grader
+from benchmarks.figures import Figure, add_json_option, write
 
 #: A gold answer and the same in another spelling, from three numbers.
 SHAPES: list[Callable[[int, int, int], tuple[str, str]]] = [
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--verdicts", type=int, default=4000)
     parser.add_argument("--hard", action="store_true")
+    add_json_option(parser)
     arguments = parser.parse_args()
     items = make_items(arguments.verdicts, 0 if arguments.hard else 1 / 3)
     with Grader(arguments.workers) as grader:
@@ -57,6 +59,7 @@ def main() -> None:
         seconds = time.perf_counter() - started
     correct = sum(verdict.correct for verdict in verdicts)
     print(f"{len(items)} verdicts ({correct} correct) in {seconds:.2f} s: {len(items) / seconds:.0f} a second")
+    write(arguments, "grader_throughput", {"verdicts": Figure(len(items) / seconds, "verdicts/s", "higher")})
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 Runs the real ``main.py fit`` (the recipes' base, GRPO-λ, a strategy) on a policy with random weights of a known shape,
 and reports, without the first iteration: where the time goes, peak memory of the two phases, and the model FLOPs
-utilisation (MFU) of the training phase. ``--output`` writes it all as JSON, with the machine and the versions.
+utilisation (MFU) of the training phase. ``--json`` writes it all, with the machine and the versions.
 
-    python -m benchmarks.iteration --output benchmarks/results/h100-1.5b.json           # one GPU, bf16, FSDP2
+    python -m benchmarks.iteration --json benchmarks/results/h100-1.5b.json           # one GPU, bf16, FSDP2
     python -m benchmarks.iteration --shape tiny --new-tokens 16 -- --trainer.accelerator cpu
     python -m benchmarks.iteration -- --config configs/recipes/engine/vllm.yaml
 """
@@ -25,8 +25,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from app.dry_run.memory import Shape
-from app.evaluation.results import versions
 from app.rewards.reward import RewardSample
+from benchmarks.figures import Figure, add_json_option, write
 from benchmarks.sampling_speed import describe_machine
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -71,7 +71,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--strategy", default="fsdp2", help="a file of configs/strategy")
     parser.add_argument("--folder", default="runs/benchmark", help="for the policy's files and the run")
-    parser.add_argument("--output", help="a JSON file for the figures")
+    add_json_option(parser)
     parser.add_argument("fit", nargs="*", help="further options of fit, after --")
     options = parser.parse_args(arguments)
     if options.iterations < 2:
@@ -252,9 +252,6 @@ def _report(folder: Path, options: argparse.Namespace) -> None:
     rate = median["training_flops"] / median["time/train"]
     peak = next((flops for part, flops in PEAK_FLOPS.items() if part in describe_machine()), None)
     result = {
-        "machine": describe_machine(),
-        "versions": versions(),
-        "options": {name: value for name, value in vars(options).items() if name not in ("output", "folder")},
         "median": median,
         "generated_tokens_per_s": median["completion_tokens"] / median["time/generate"],
         "trained_tokens_per_s": median["tokens"] / median["time/train"],
@@ -264,13 +261,13 @@ def _report(folder: Path, options: argparse.Namespace) -> None:
         **figures,
     }
     print(_table(result))
-    if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(json.dumps(result, indent=1) + "\n")
+    compared = {name: Figure(median[name], "s", "lower") for name in ("time/generate", "time/train", "time/iteration")}
+    compared |= {name: Figure(result[name], "tokens/s", "higher") for name in result if name.endswith("tokens_per_s")}
+    write(options, "iteration", compared, **result)
 
 
 def _table(result: dict[str, Any]) -> str:
-    lines = [result["machine"]]
+    lines = [describe_machine()]
     for name, value in result["median"].items():
         unit = {"time": "s", "memory": "GiB"}.get(name.split("/")[0], "")
         lines.append(f"  {name:20}{value:>22,.{2 if unit else 0}f} {unit}")

@@ -10,6 +10,7 @@ import torch
 from app.policy.logprobs import token_log_probs
 from app.policy.models import load_policy
 from app.policy.packing import build, split_by_rows, split_by_tokens
+from benchmarks.figures import Figure, add_json_option, write
 from benchmarks.sampling_speed import SIZES, describe_machine, measure, policy_settings, ragged_prompts
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     policy = load_policy(policy_settings(options.size, options.dtype)).to(options.device).train()
@@ -47,9 +49,12 @@ def main() -> None:
         return sum(map(len, completions))
 
     print(f"{options.size}, {options.rows} rows in {len(parts)} parts, {options.dtype}: {describe_machine()}")
+    written: dict[str, Figure] = {}
     for name, work in (("forward", forward), ("forward and backward", forward_and_backward)):
         figures = measure(work, options.repeats)
         print(f"{name}: " + ", ".join(f"{unit} {value:,.0f}" for unit, value in figures.items()))
+        written |= {f"{name}, {unit}": Figure(value, "tokens/s", "higher") for unit, value in figures.items()}
+    write(options, "logprob_speed", written)
 
 
 if __name__ == "__main__":

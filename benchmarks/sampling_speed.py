@@ -17,6 +17,7 @@ import torch
 from app.engines.engine import GenerationRequest, SamplingSettings
 from app.engines.transformers_engine import TransformersEngine
 from app.policy.models import NewTokenizerSettings, PolicySettings, end_token_ids, load_policy, load_tokenizer
+from benchmarks.figures import Figure, add_json_option, write
 
 SIZES: dict[str, dict[str, Any]] = {
     "0.34M": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4},
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--stop", action="append", default=[], help="a stop string")
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings = policy_settings(options.size, options.dtype)
@@ -98,6 +100,7 @@ def main() -> None:
     mean = work() / options.rows
     print(f"{options.size}, {options.rows} rows, {options.dtype}, mean length {mean:.1f}: {describe_machine()}")
     print(", ".join(f"{name} {value:,.0f}" for name, value in figures.items()))
+    write(options, "sampling_speed", {name: Figure(value, "tokens/s", "higher") for name, value in figures.items()})
 
 
 if __name__ == "__main__":

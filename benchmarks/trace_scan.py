@@ -1,6 +1,6 @@
 """Times the chunked trace scan, forward and backward, against the product with a T×T matrix.
 
-    python benchmarks/trace_scan.py --shapes 64x4096 8x32768 --repeats 7
+    python -m benchmarks.trace_scan --shapes 64x4096 8x32768 --repeats 7
 
 The matrix form is timed in float32, with the matrix built outside the clock; it is left out where the matrix
 alone would take more than --matrix_limit_gib.
@@ -8,17 +8,14 @@ alone would take more than --matrix_limit_gib.
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from app.algorithm.traces import STYLES, accumulate
+from benchmarks.figures import Figure, add_json_option, write
 
 
 def trace_matrix(length: int, q: float, style: str, device: str) -> Tensor:
@@ -41,17 +38,17 @@ def median_ms(accumulated: Callable[[Tensor], Tensor], log_ratio: Tensor, warmup
     return statistics.median(timings[warmup:])
 
 
-def compare(rows: int, length: int, style: str, args: argparse.Namespace) -> str:
-    """One line of the report."""
+def compare(rows: int, length: int, style: str, args: argparse.Namespace) -> tuple[str, float]:
+    """One line of the report, and the scan's milliseconds."""
     log_ratio = (0.02 * torch.randn(rows, length, device=args.device)).requires_grad_()
     mask = torch.ones(rows, length, device=args.device)
     scan = median_ms(lambda x: accumulate(x, mask, args.q, style), log_ratio, args.warmup, args.repeats)
     line = f"[{rows:>3}, {length:>6}]  {style:<6}  scan {scan:9.2f} ms"
     if 4 * length**2 > args.matrix_limit_gib * 2**30:
-        return f"{line}  matrix  left out ({4 * length**2 / 2**30:.0f} GiB)"
+        return f"{line}  matrix  left out ({4 * length**2 / 2**30:.0f} GiB)", scan
     matrix = trace_matrix(length, args.q, style, args.device).T.contiguous()
     dense = median_ms(lambda x: x @ matrix, log_ratio, args.warmup, args.repeats)
-    return f"{line}  matrix {dense:9.2f} ms  ({dense / scan:.1f}×)"
+    return f"{line}  matrix {dense:9.2f} ms  ({dense / scan:.1f}×)", scan
 
 
 def parse_shape(text: str) -> tuple[int, int]:
@@ -67,11 +64,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--matrix_limit_gib", type=float, default=1.0, help="raise to time the matrix at T = 32768")
+    add_json_option(parser)
     args = parser.parse_args()
     print(f"device {args.device}, {torch.get_num_threads()} threads, q = {args.q}, medians of {args.repeats}")
+    figures: dict[str, Figure] = {}
     for rows, length in args.shapes:
         for style in STYLES:
-            print(compare(rows, length, style, args))
+            line, milliseconds = compare(rows, length, style, args)
+            print(line)
+            figures[f"{style}, {rows} rows of {length} tokens"] = Figure(milliseconds, "ms", "lower")
+    write(args, "trace_scan", figures)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def test_flops_are_those_that_torch_counts(kind: str) -> None:
 
 def test_it_runs_fit_and_writes_what_an_iteration_cost(tmp_path: Path) -> None:
     own = ["--shape", "tiny", "--prompts", "2", "--group", "4", "--prompt-tokens", "9", "--new-tokens", "6"]
-    own += ["--iterations", "2", "--folder", str(tmp_path), "--output", str(tmp_path / "figures" / "cpu.json")]
+    own += ["--iterations", "2", "--folder", str(tmp_path), "--json", str(tmp_path / "figures" / "cpu.json")]
     command = [sys.executable, "-m", "benchmarks.iteration", *own, "--", "--trainer.accelerator", "cpu"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
