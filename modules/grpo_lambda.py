@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.algorithm.advantages import AdvantageSettings, group_advantages
+from app.algorithm.entropy import top_entropy_threshold
 from app.algorithm.objective import ObjectiveSettings, normaliser, policy_objective
 from app.data.problems import PromptBatch
 from app.errors import ConfigurationError, require
@@ -118,8 +119,8 @@ class GRPOLambdaModule(PolicyModule):
     def plan_updates(self, tokens: TokenBatch, rewards: torch.Tensor, loss_mask: torch.Tensor) -> UpdatePlan:
         """How the iteration's rows are trained on. Collective under ``advantages.scale: batch``.
 
-        At β = 0 a row without advantage has no gradient, and a row without a token in the loss never has one: leaving
-        them out is exact and saves their passes.
+        Without a KL term and an entropy bonus a row without advantage has no gradient, and a row without a token in the
+        loss never has one: leaving them out is exact and saves their passes.
 
         Args:
             tokens: B = P·G rows.
@@ -127,7 +128,7 @@ class GRPOLambdaModule(PolicyModule):
             loss_mask: [B, T].
         """
         with_gradient = loss_mask.any(1)
-        if self.objective.beta == 0:
+        if not self.objective.counts_every_row:
             with_gradient &= self._advantages(rewards) != 0
         return plan_updates(
             len(rewards), with_gradient, self.updates.mini_batches, partial(self._micro_batches, tokens)
@@ -185,11 +186,11 @@ class GRPOLambdaModule(PolicyModule):
         if experience is None or experience.iteration != batch.iteration:
             raise RuntimeError(f"no experience for iteration {batch.iteration}: the rollout callback is missing")
         started, sums = time.perf_counter(), experience.metrics
-        advantages = self._advantages(experience.rewards)
+        advantages, counted = self._advantages(experience.rewards), self._counted(experience)
         self.last_log_ratio = torch.full_like(experience.old_log_probs, float("nan"))
         for update in range(self.updates.per_rollout):
             for step in range(self.updates.mini_batches):
-                self._update(experience, advantages, step, update + step == 0, sums)
+                self._update(experience, advantages, counted, step, update + step == 0, sums)
         sums.add("lr", self.advance_schedule())
         self.wait_for_device()
         sums.add("time/train", time.perf_counter() - started)
@@ -204,8 +205,23 @@ class GRPOLambdaModule(PolicyModule):
         advantages = group_advantages(rewards, self.advantages.scale, self.advantages.clamp_negative)
         return advantages[first : first + count].flatten()
 
+    def _counted(self, experience: "Experience") -> torch.Tensor | None:
+        """[B, T] the tokens that the policy loss counts, by their entropy among those of all ranks; None for all."""
+        share = self.objective.top_entropy_share
+        if share == 1:
+            return None
+        own = experience.entropy[experience.loss_mask]
+        everywhere = torch.cat(self.gather_objects(own.cpu()))
+        return experience.entropy >= top_entropy_threshold(everywhere, share).to(own.device)
+
     def _update(
-        self, experience: "Experience", advantages: torch.Tensor, step: int, on_policy: bool, sums: MetricSums
+        self,
+        experience: "Experience",
+        advantages: torch.Tensor,
+        counted: torch.Tensor | None,
+        step: int,
+        on_policy: bool,
+        sums: MetricSums,
     ) -> None:
         """One optimiser step, normalised over all ranks; ``on_policy`` says that the policy is still π_old."""
         rows, micro_batches = experience.plan.steps[step], experience.plan.micro_batches[step]
@@ -217,30 +233,32 @@ class GRPOLambdaModule(PolicyModule):
             return
         for index in range(count):
             if index < len(micro_batches):
-                loss = self._loss(experience, advantages, micro_batches[index], total, on_policy, sums)
+                loss = self._loss(experience, advantages, counted, micro_batches[index], total, on_policy, sums)
             else:  # keeps collective calls in step with ranks that have more rows
-                loss = self._log_probs(experience, rows[:1]).sum() * 0.0
+                loss = self._evaluate(experience, rows[:1]).log_probs.sum() * 0.0
             # Strategies average gradients over ranks; the normaliser is already global, so the sum is wanted.
             self.accumulate(loss * self.trainer.world_size, last=index + 1 == count)
         self.optimizer_step_clipped(sums)
 
-    def _log_probs(self, experience: "Experience", rows: torch.Tensor) -> torch.Tensor:
-        """[R, W] of the policy, with gradient, as wide as the longest of ``rows``."""
-        return token_log_probs(
-            self.policy, experience.tokens.select(rows).to(self.device), experience.temperature
-        ).log_probs
+    def _evaluate(self, experience: "Experience", rows: torch.Tensor) -> TokenStatistics:
+        """[R, W] log-probs of the policy, with gradient, as wide as the longest of ``rows``; entropies for a bonus."""
+        part = experience.tokens.select(rows).to(self.device)
+        bonus = self.objective.entropy_bonus > 0
+        return token_log_probs(self.policy, part, experience.temperature, entropy_gradient=bonus)
 
     def _loss(
         self,
         experience: "Experience",
         advantages: torch.Tensor,
+        counted: torch.Tensor | None,
         rows: torch.Tensor,
         total: torch.Tensor,
         on_policy: bool,
         sums: MetricSums,
     ) -> torch.Tensor:
         """The loss over one micro-batch."""
-        log_probs = self._log_probs(experience, rows)
+        policy = self._evaluate(experience, rows)
+        log_probs = policy.log_probs
         rows = rows.to(self.device, non_blocking=True)
 
         def of_rows(values: torch.Tensor | None) -> torch.Tensor | None:
@@ -257,6 +275,8 @@ class GRPOLambdaModule(PolicyModule):
             self.objective,
             normaliser=total,
             importance_weights=of_rows(experience.importance_weights),
+            entropy=policy.entropy,
+            counted=of_rows(counted),
         )
         self._record(metrics, rows, log_probs.detach() - old, sums)
         return loss

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+Values = Float[Tensor, "*shape"]
 PerToken = Float[Tensor, "B T"]
 Real = Bool[Tensor, "B T"]
 """True on completion tokens; right-padded."""
@@ -16,7 +17,7 @@ Real = Bool[Tensor, "B T"]
 MAX_LOG_RATIO = 20.0
 
 
-def ratio_of(log_ratio: PerToken) -> PerToken:
+def ratio_of(log_ratio: Values) -> Values:
     """exp, held flat past :data:`MAX_LOG_RATIO`."""
     return log_ratio.clamp(max=MAX_LOG_RATIO).exp()
 

@@ -24,7 +24,7 @@ from torch.nn import functional
 from app.errors import require, require_choice
 
 CHUNK = 128
-DIRECTIONS = ("backward", "forward")
+DIRECTIONS = ("backward", "forward", "reverse")
 
 PerToken = Float[Tensor, "B T"]
 Exact = Float64[Tensor, "B T"]
@@ -64,7 +64,9 @@ def weights(mask: Mask, q: float, style: str, direction: str, dtype: torch.dtype
         mask: [B, T], true or 1 on real tokens.
         q: γ·λ in [0, 1].
         style: "recent" or "both".
-        direction: "backward" gives ω_t = Σ_{k≤t} M[t, k]; "forward" gives W_k = Σ_{k≤t<length} M[t, k].
+        direction: "backward" gives ω_t = Σ_{k≤t} M[t, k]; "forward" gives W_k = Σ_{k≤t<length} M[t, k]; "reverse" gives
+            W_(length−1−k), the forward weights from the last token to the first: a control, which hands out as much
+            credit to the wrong tokens (and with "recent" is ω).
         dtype: of the result; the sums are computed in float64.
 
     Returns:
@@ -77,10 +79,13 @@ def weights(mask: Mask, q: float, style: str, direction: str, dtype: torch.dtype
     require_choice(direction, DIRECTIONS, key="direction")
     real = mask.bool()
     positions = _positions(mask.shape[-1], mask).expand(mask.shape)
+    lengths = real.sum(-1, keepdim=True).double()
+    if direction == "reverse":
+        positions = (lengths - 1 - positions).clamp(min=0)
     if direction == "backward":
         sums = STYLES[style].backward(positions, q)
     else:
-        sums = STYLES[style].forward(positions, real.sum(-1, keepdim=True).double(), q)
+        sums = STYLES[style].forward(positions, lengths, q)
     return sums.to(dtype).where(real, 0.0)
 
 
@@ -89,7 +94,7 @@ def mean_weight(
 ) -> Float[Tensor, " B"]:
     """Each row's mean of :func:`weights` over its real tokens: [B, T] → [B], 0 for an empty row.
 
-    It is how much the trace multiplies the row's policy gradient. The means agree in both directions.
+    It is how much the trace multiplies the row's policy gradient. The means agree in all directions.
     """
     sums = weights(mask, q, style, direction, torch.float64).sum(-1)
     return (sums / mask.bool().sum(-1).clamp(min=1)).to(dtype)

@@ -30,7 +30,7 @@ class TokenStatistics:
 
     Attributes:
         log_probs: [B, T] float32 (float64 for a float64 model); carries the gradient.
-        entropy: [B, T] of the next-token distributions, in nats, without gradient; or None.
+        entropy: [B, T] of the next-token distributions, in nats, with a gradient where it was asked for; or None.
     """
 
     log_probs: PerToken
@@ -38,11 +38,19 @@ class TokenStatistics:
 
 
 def token_log_probs(
-    model: "PreTrainedModel", batch: TokenBatch, temperature: float = 1.0, with_entropy: bool = False
+    model: "PreTrainedModel",
+    batch: TokenBatch,
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    entropy_gradient: bool = False,
 ) -> TokenStatistics:
     """Evaluates ``model`` once on ``batch`` under softmax(logits / temperature).
 
     Gradients flow unless the caller switched them off. The mode (train or eval) is the caller's, too.
+
+    Args:
+        with_entropy: for logging, without a gradient.
+        entropy_gradient: the entropy with its gradient, as a bonus needs it.
 
     Raises:
         ConfigurationError: temperature is not positive: greedy decoding has no density to speak of.
@@ -58,10 +66,16 @@ def token_log_probs(
         attention_mask=batch.attention_mask[:, :-1],
         position_ids=batch.position_ids[:, :-1],
     )
-    log_probs = selective_log_softmax(logits, batch.completion_ids, temperature)
+    entropy = None
+    if entropy_gradient:
+        log_probs, entropy = log_softmax_and_entropy(logits, batch.completion_ids, temperature)
+    else:
+        log_probs = selective_log_softmax(logits, batch.completion_ids, temperature)
+        entropy = entropy_of(logits.detach(), temperature) if with_entropy else None
     padding = ~batch.completion_mask
-    entropy = entropy_of(logits.detach(), temperature).masked_fill(padding, 0.0) if with_entropy else None
-    return TokenStatistics(log_probs.masked_fill(padding, 0.0), entropy)
+    return TokenStatistics(
+        log_probs.masked_fill(padding, 0.0), None if entropy is None else entropy.masked_fill(padding, 0.0)
+    )
 
 
 def last_logits(model: "PreTrainedModel", length: int, **inputs: Int[Tensor, "B S"]) -> Float[Tensor, "B {length} V"]:
@@ -83,14 +97,23 @@ def selective_log_softmax(
     return chosen.view(ids.shape)
 
 
+def log_softmax_and_entropy(
+    logits: Float[Tensor, "B T V"], ids: Int[Tensor, "B T"], temperature: float = 1.0
+) -> tuple[PerToken, PerToken]:
+    """:func:`selective_log_softmax` and the entropy of the same distributions in nats, both with their gradients.
+
+    One backward pass for both, so that the gradient of the logits exists once.
+    """
+    chosen, entropy = _LogSoftmaxAndEntropy.apply(logits.flatten(0, 1), ids.flatten(), temperature)
+    return chosen.view(ids.shape), entropy.view(ids.shape)
+
+
 @torch.no_grad()
 def entropy_of(logits: Float[Tensor, "B T V"], temperature: float = 1.0) -> PerToken:
     """Entropy in nats of softmax(logits / temperature): [B, T, V] → [B, T], float32 at least, no gradient."""
     parts = []
     for chunk in _chunks(logits.flatten(0, 1)):
-        log_probs = _scaled(chunk, temperature).log_softmax(-1)
-        # 0 · log 0 = 0: a logit of -inf must not make the sum NaN
-        parts.append(-(log_probs.exp() * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1))
+        parts.append(_entropy(_scaled(chunk, temperature).log_softmax(-1)))
     return torch.cat(parts).view(logits.shape[:2])
 
 
@@ -128,6 +151,50 @@ class _SelectiveLogSoftmax(torch.autograd.Function):
             gradient = probs.mul_(-chunk_outer[:, None])
             chunk_result.copy_(gradient.scatter_add_(-1, chunk_ids[:, None], chunk_outer[:, None]))
         return result, None, None
+
+
+class _LogSoftmaxAndEntropy(torch.autograd.Function):
+    """logits [N, V], ids [N] → log-probs [N], entropy H [N]; d H_i / d logits = −p·(log p + H_i) / temperature."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, logits: Float[Tensor, "N V"], ids: Int[Tensor, " N"], temperature: float
+    ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"]]:
+        chosen, normalisers, entropies = [], [], []
+        for chunk, chunk_ids in zip(_chunks(logits), _chunks(ids, width=logits.shape[1]), strict=True):
+            scaled = _scaled(chunk, temperature)
+            normaliser = scaled.logsumexp(-1, keepdim=True)
+            log_probs = scaled - normaliser
+            chosen.append(log_probs.gather(-1, chunk_ids[:, None]).squeeze(-1))
+            normalisers.append(normaliser.squeeze(-1))
+            entropies.append(_entropy(log_probs))
+        entropy = torch.cat(entropies)
+        ctx.save_for_backward(logits, ids, torch.cat(normalisers), entropy)
+        ctx.temperature = temperature
+        return torch.cat(chosen), entropy
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Float[Tensor, " N"]) -> tuple[Float[Tensor, "N V"], None, None]:
+        logits, ids, normaliser, entropy = ctx.saved_tensors
+        outer, outer_entropy = (gradient / ctx.temperature for gradient in gradients)
+        result = torch.empty_like(logits)
+        width = logits.shape[1]
+        rows = (_chunks(x, width) for x in (ids, normaliser, entropy, outer, outer_entropy))
+        for chunk, part, *of_rows in zip(_chunks(logits), _chunks(result), *rows, strict=True):
+            chunk_ids, chunk_normaliser, chunk_entropy, chosen, undecided = (each[:, None] for each in of_rows)
+            log_probs = _finite(_scaled(chunk, ctx.temperature) - chunk_normaliser)
+            gradient = log_probs.exp().mul_(-chosen - undecided * (log_probs + chunk_entropy))
+            part.copy_(gradient.scatter_add_(-1, chunk_ids, chosen))
+        return result, None, None
+
+
+def _entropy(log_probs: Float[Tensor, "rows V"]) -> Float[Tensor, " rows"]:
+    return -(log_probs.exp() * _finite(log_probs)).sum(-1)
+
+
+def _finite(log_probs: Float[Tensor, "rows V"]) -> Float[Tensor, "rows V"]:
+    """0 · log 0 = 0: a logit of -inf must not make a sum NaN. exp(-10⁴) is 0 in every dtype."""
+    return log_probs.clamp(min=-1e4)
 
 
 def _scaled(logits: Float[Tensor, "rows V"], temperature: float) -> Float[Tensor, "rows V"]:

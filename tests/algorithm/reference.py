@@ -42,7 +42,15 @@ def summed(mask: Tensor, q: float, style: str, direction: str) -> Tensor:
     return sums
 
 
-def _row_terms(z: list[float], length: int, application: str, q: float, style: str) -> tuple[list, list]:
+def _future(z: list[float], t: int, q: float, fipo_clip: float) -> float:
+    """What the update has done to the tokens from t on, as a bounded factor."""
+    influence = math.exp(sum(q ** (k - t) * z[k] for k in range(t, len(z))))
+    return min(max(influence, 1 - fipo_clip), 1 + fipo_clip)
+
+
+def _row_terms(
+    z: list[float], length: int, application: str, q: float, style: str, fipo_clip: float
+) -> tuple[list, list]:
     """(ρ, weight) of one row, from its plain log-ratios."""
     matrix = trace_matrix(length, q, style)
     plain = [math.exp(x) for x in z]
@@ -51,19 +59,37 @@ def _row_terms(z: list[float], length: int, application: str, q: float, style: s
         "trace": ((matrix @ torch.tensor(z, dtype=torch.float64)).exp().tolist(), [1.0] * length),
         "weight": (plain, matrix.sum(1).tolist()),
         "weight_forward": (plain, matrix.sum(0).tolist()),
+        "weight_reverse": (plain, matrix.sum(0).tolist()[::-1]),
+        "gspo": ([math.exp(sum(z) / max(length, 1))] * length, [1.0] * length),
+        "fipo": (plain, [_future(z, t, q, fipo_clip) for t in range(length)]),
         "terminal": (plain, [q ** (length - 1 - t) for t in range(length)]),
     }
     return forms[application]
 
 
-KL = {"k1": lambda r: -r, "k2": lambda r: r * r / 2, "k3": lambda r: math.exp(r) - r - 1}
+KL = {
+    "k1": lambda r, ratio: -r,
+    "k2": lambda r, ratio: r * r / 2,
+    "k3": lambda r, ratio: math.exp(r) - r - 1,
+    "k3_ratio": lambda r, ratio: ratio * (math.exp(r) - r - 1),
+}
+
+
+def _surrogate(ratio: float, a: float, s: Any) -> float:
+    """min(ρA, clip(ρ)A), with a dual clip at least cA for negative A; the value of "cispo" is clip(ρ)A."""
+    clipped = min(max(ratio, 1 - s.clip_low), 1 + s.clip_high)
+    if s.surrogate == "cispo":
+        return clipped * a
+    lower = min(ratio * a, clipped * a)
+    return max(lower, s.dual_clip * a) if s.dual_clip is not None and a < 0 else lower
 
 
 def _row_loss(inputs: dict[str, Tensor], row: int, length: int, s: Any) -> list[float]:
     """The per-token losses of one row."""
     q = s.gamma * s.lam
     new, old, ref = (inputs[name][row].tolist() for name in ("log_probs", "old_log_probs", "ref_log_probs"))
-    ratios, weights = _row_terms([new[t] - old[t] for t in range(length)], length, s.application, q, s.style)
+    plain = [new[t] - old[t] for t in range(length)]
+    ratios, weights = _row_terms(plain, length, s.application, q, s.style, s.fipo_clip)
     if s.normalise_trace and length:
         growth = trace_matrix(length, q, s.style).sum(0).tolist() if s.application == "trace" else weights
         weights = [weight / (sum(growth) / length) for weight in weights]
@@ -71,8 +97,8 @@ def _row_loss(inputs: dict[str, Tensor], row: int, length: int, s: Any) -> list[
     for t in range(length):
         advantage = inputs["advantages"][row].reshape(-1).tolist()
         a = advantage[t] if len(advantage) > 1 else advantage[0]
-        clipped = min(max(ratios[t], 1 - s.clip_low), 1 + s.clip_high)
-        losses.append(-weights[t] * min(ratios[t] * a, clipped * a) + s.beta * KL[s.kl_estimator](ref[t] - new[t]))
+        kl = KL[s.kl_estimator](ref[t] - new[t], math.exp(plain[t]))
+        losses.append(-weights[t] * _surrogate(ratios[t], a, s) + s.beta * kl)
     return losses
 
 

@@ -32,6 +32,11 @@ def test_accumulate_and_weights_equal_the_matrix_forms(lengths: list[int], q: fl
         actual = weights(mask, q, style, direction, torch.float64)
         sums = reference.summed(mask, q, style, direction)
         torch.testing.assert_close(actual, sums, rtol=1e-12, atol=1e-12)
+        if direction == "forward":
+            mirrored = torch.zeros_like(sums)
+            for row, length in enumerate(lengths):
+                mirrored[row, :length] = sums[row, :length].flip(0)
+            torch.testing.assert_close(weights(mask, q, style, "reverse", torch.float64), mirrored)
         means = sums.sum(1) / mask.sum(1).clamp(min=1)
         torch.testing.assert_close(mean_weight(mask, q, style, direction, torch.float64), means)
 

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from tests.golden.runs import METHODS, differences, objective_settings, path, read, run_method, run_warm_start
+from tests.golden.runs import METHODS, differences, path, read, run_method, run_warm_start
 
 
 def main(names: Sequence[str]) -> int:
@@ -18,7 +18,7 @@ def main(names: Sequence[str]) -> int:
         print(f"error: no golden run is called {unknown[0]}; there are {', '.join(known)}", file=sys.stderr)
         return 2
     for name in names or known:
-        found = run_warm_start() if name == "warm_start" else run_method(objective_settings(**METHODS[name]))
+        found = run_warm_start() if name == "warm_start" else run_method(name)
         changed = differences(read(name), found) if path(name).exists() else ["new"]
         path(name).write_text(json.dumps(found, indent=1) + "\n")
         print(f"{name}: {len(changed)} values changed" if changed != ["new"] else f"{name}: new")

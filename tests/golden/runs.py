@@ -11,7 +11,6 @@ right is for other tests to show.
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +46,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "weight_both": {"application": "weight", "style": "both"},
     "weight_forward_recent": {"application": "weight_forward", "style": "recent"},
     "weight_forward_both": {"application": "weight_forward", "style": "both"},
+    "weight_reverse_both": {"application": "weight_reverse", "style": "both"},
     "terminal": {"application": "terminal"},
+    "fipo": {"application": "fipo"},
+    "gspo": {"application": "gspo", "clip_low": 0.02, "clip_high": 0.03},
+    "cispo": {"application": "none", "surrogate": "cispo"},
+    "grpo_entropy_kl": {"application": "none", "dual_clip": 1.05, "beta": 0.1, "kl_estimator": "k3_ratio"}
+    | {"entropy_bonus": 0.05, "top_entropy_share": 0.5},
 }
 """Name of a file → the objective's settings, over λ = 0.9 and lower clip 0.2, upper 0.28."""
 
@@ -63,6 +68,8 @@ METRICS = (
     "approx_kl_old",
     "clip_ratio/low_mean",
     "clip_ratio/high_mean",
+    "clip_ratio/dual_mean",
+    "entropy_loss",
     "grad_norm",
     "lr",
     "loss",
@@ -109,23 +116,24 @@ class _Recorder(Callback):
         self.iterations.append({name: float(logged[name]) for name in METRICS if name in logged})
 
 
-def objective_settings(**changes: Any) -> ObjectiveSettings:
-    """Those of a golden run: one of :data:`METHODS`, or that with changes."""
-    return ObjectiveSettings(**({"lam": 0.9, "clip_high": 0.28} | changes))
+def run_method(name: str, iterations: int = ITERATIONS, **changes: Any) -> dict[str, Any]:
+    """What is kept of ``iterations`` of 4 prompts × 4 completions of at most 24 tokens, in two mini-batches each.
 
-
-def run_method(settings: ObjectiveSettings, iterations: int = ITERATIONS) -> dict[str, Any]:
-    """What is kept of ``iterations`` of 4 prompts × 4 completions of at most 24 tokens, in two mini-batches each."""
+    Args:
+        name: one of :data:`METHODS`.
+        changes: of its objective.
+    """
+    given = {"lam": 0.9, "clip_high": 0.28} | METHODS[name] | changes
     module = _Learner(
         policy=_policy(),
-        objective=settings,
+        objective=ObjectiveSettings(**given),
         optimizer=OptimizerSettings(lr=1e-3, warmup_iterations=2),
         advantages=AdvantageSettings(clamp_negative=0.5),
         updates=UpdateSettings(per_rollout=UPDATES, mini_batches=2),
         micro_batch_size=5,
     )
     rollouts = make_rollouts(sampling=SamplingSettings(max_new_tokens=24))
-    return {"objective": asdict(settings), **_record(module, make_data(iterations), rollouts)}
+    return {"objective": given, **_record(module, make_data(iterations), rollouts)}
 
 
 def run_warm_start() -> dict[str, Any]:

@@ -85,6 +85,28 @@ def test_the_update_is_that_of_the_objective_over_the_whole_batch(tmp_path: Path
         torch.testing.assert_close(got.weights[-1][name], tensor, rtol=1e-4, atol=2e-6)
 
 
+def test_entropies_reach_the_update_whole(tmp_path: Path) -> None:
+    """A bonus counts rows without an advantage, too; the share of uncertain tokens is that of the whole iteration."""
+    objective = {"lam": 0.9, "entropy_bonus": 0.5, "top_entropy_share": 0.3}
+    recorder, module = Recorder(), make_module(objective, micro_batch_size=3)
+    fit(tmp_path, module, make_data(iterations=1), [make_rollouts(rewards=[reward("half_tied")]), recorder])
+    experience = recorder.experiences[0]
+    assert 0 < recorder.metrics[0]["frac_reward_zero_std"] < 1
+    assert recorder.metrics[0]["updates/row_share"] == 1
+    module.policy.load_state_dict(recorder.weights[0])
+    policy = token_log_probs(module.policy, experience.tokens, entropy_gradient=True)
+    mask, entropy = experience.loss_mask, policy.entropy.detach()
+    counted = entropy >= entropy[mask].quantile(0.7)
+    assert 0.28 < counted[mask].float().mean() < 0.32
+    advantages = group_advantages(experience.rewards).flatten()
+    inputs = (policy.log_probs, policy.log_probs.detach(), None, advantages, mask, module.objective)
+    loss, metrics = policy_objective(*inputs, entropy=policy.entropy, counted=counted)
+    gradients = torch.autograd.grad(loss, list(module.policy.parameters()))
+    assert recorder.metrics[0]["grad_norm"] == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-5)
+    assert recorder.metrics[0]["entropy_loss"] == pytest.approx(float(metrics["entropy_loss"]), rel=1e-5)
+    assert recorder.metrics[0]["entropy_loss"] == pytest.approx(-0.5 * float(entropy[mask].mean()), rel=1e-5)
+
+
 @pytest.mark.parametrize("reduction", ["sequence", "token", "constant"])
 def test_micro_batches_change_nothing_but_memory(tmp_path: Path, reduction: str) -> None:
     objective = {"reduction": reduction, "max_tokens": 10, "lam": 0.9, "beta": 0.05}

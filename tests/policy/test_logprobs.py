@@ -5,7 +5,7 @@ import torch
 
 from app.errors import ConfigurationError
 from app.policy import logprobs
-from app.policy.logprobs import entropy_of, selective_log_softmax, token_log_probs
+from app.policy.logprobs import entropy_of, log_softmax_and_entropy, selective_log_softmax, token_log_probs
 from app.policy.packing import build
 from tests.models import tiny_model
 
@@ -69,9 +69,38 @@ def test_selective_log_softmax_and_its_gradient_in_any_chunks(monkeypatch, chunk
     torch.testing.assert_close(entropy_of(logits, 0.7), entropy)
 
 
-def test_removed_tokens_have_no_entropy():
-    logits = torch.tensor([[[0.0, 0.0, -torch.inf]]])
+@pytest.mark.parametrize("chunk", [1, 7, 20, 2**22])
+def test_log_softmax_and_entropy_share_one_gradient_in_any_chunks(monkeypatch, chunk):
+    monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    ids = torch.randint(5, (2, 3), generator=generator)
+    chosen, entropy = log_softmax_and_entropy(logits, ids, 0.7)
+    torch.testing.assert_close(chosen, selective_log_softmax(logits, ids, 0.7))
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(logits=logits / 0.7).entropy())
+    assert torch.autograd.gradcheck(lambda x: log_softmax_and_entropy(x, ids, 0.7), (logits,))
+
+
+def test_removed_tokens_have_no_entropy_and_no_gradient():
+    logits = torch.tensor([[[0.0, 0.0, -torch.inf]]], requires_grad=True)
     torch.testing.assert_close(entropy_of(logits), torch.tensor([[2.0]]).log())
+    chosen, entropy = log_softmax_and_entropy(logits, torch.tensor([[0]]))
+    torch.testing.assert_close(entropy.detach(), torch.tensor([[2.0]]).log())
+    (chosen + 1e6 * entropy).sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[[0.5, -0.5, 0.0]]]))
+
+
+def test_an_entropy_with_gradient_is_the_one_without():
+    model, batch = tiny_model().double(), build(PROMPTS, COMPLETIONS, 0)
+    logged = token_log_probs(model, batch, 0.8, with_entropy=True)
+    trained = token_log_probs(model, batch, 0.8, entropy_gradient=True)
+    torch.testing.assert_close(trained.entropy.detach(), logged.entropy)
+    torch.testing.assert_close(trained.log_probs, logged.log_probs)
+    trained.entropy.sum().backward()
+    found = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    sum(one_row(model, *row, 0.8)[1].sum() for row in zip(PROMPTS, COMPLETIONS, strict=True)).backward()
+    torch.testing.assert_close(found, model.lm_head.weight.grad)
 
 
 def test_bfloat16_models_give_float32_and_bfloat16_gradients():
