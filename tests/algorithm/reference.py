@@ -42,15 +42,12 @@ def summed(mask: Tensor, q: float, style: str, direction: str) -> Tensor:
     return sums
 
 
-def _future(z: list[float], t: int, q: float, fipo_clip: float) -> float:
-    """What the update has done to the tokens from t on, as a bounded factor."""
-    influence = math.exp(sum(q ** (k - t) * z[k] for k in range(t, len(z))))
-    return min(max(influence, 1 - fipo_clip), 1 + fipo_clip)
+def _future(z: list[float], t: int, q: float) -> float:
+    """What the update has done to the tokens from t on, as a factor that is still to be bounded."""
+    return math.exp(sum(q ** (k - t) * z[k] for k in range(t, len(z))))
 
 
-def _row_terms(
-    z: list[float], length: int, application: str, q: float, style: str, fipo_clip: float
-) -> tuple[list, list]:
+def _row_terms(z: list[float], length: int, application: str, q: float, style: str) -> tuple[list, list]:
     """(ρ, weight) of one row, from its plain log-ratios."""
     matrix = trace_matrix(length, q, style)
     plain = [math.exp(x) for x in z]
@@ -61,7 +58,7 @@ def _row_terms(
         "weight_forward": (plain, matrix.sum(0).tolist()),
         "weight_reverse": (plain, matrix.sum(0).tolist()[::-1]),
         "gspo": ([math.exp(sum(z) / max(length, 1))] * length, [1.0] * length),
-        "fipo": (plain, [_future(z, t, q, fipo_clip) for t in range(length)]),
+        "fipo": (plain, [_future(z, t, q) for t in range(length)]),
         "terminal": (plain, [q ** (length - 1 - t) for t in range(length)]),
     }
     return forms[application]
@@ -89,7 +86,9 @@ def _row_loss(inputs: dict[str, Tensor], row: int, length: int, s: Any) -> list[
     q = s.gamma * s.lam
     new, old, ref = (inputs[name][row].tolist() for name in ("log_probs", "old_log_probs", "ref_log_probs"))
     plain = [new[t] - old[t] for t in range(length)]
-    ratios, weights = _row_terms(plain, length, s.application, q, s.style, s.fipo_clip)
+    ratios, weights = _row_terms(plain, length, s.application, q, s.style)
+    if s.application == "fipo":
+        weights = [min(max(weight, 1 - s.fipo_clip), 1 + s.fipo_clip) for weight in weights]
     if s.normalise_trace and length:
         growth = trace_matrix(length, q, s.style).sum(0).tolist() if s.application == "trace" else weights
         weights = [weight / (sum(growth) / length) for weight in weights]

@@ -141,6 +141,14 @@ def test_gradients_of_the_kl_estimators_are_those_that_are_documented(estimator:
     torch.testing.assert_close(torch.autograd.grad(in_expectation, logits)[0], wanted, rtol=1e-9, atol=1e-12)
 
 
+def test_at_ratio_1_k3_times_the_ratio_has_the_gradient_of_k2() -> None:
+    inputs = batch() | {"advantages": torch.zeros(len(LENGTHS), dtype=torch.float64)}
+    inputs["old_log_probs"] = inputs["log_probs"].detach()
+    k2, corrected = (loss_and_gradient(inputs, ObjectiveSettings(beta=1.0, kl_estimator=k)) for k in ("k2", "k3_ratio"))
+    torch.testing.assert_close(corrected[1], k2[1])
+    assert corrected[0].item() != pytest.approx(k2[0].item(), rel=1e-3)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_trace_left_is_grpo_bit_for_bit(reduction: str) -> None:
     """Fact 3, in float32: λ = 0 with ``recent`` is GRPO in value and gradient; with ``both`` it is not."""
