@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import select
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -35,9 +37,30 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 0 where all went well; 2 for a configuration that cannot work; 1 for a run that had to stop
         (an engine that failed twice, a reward function that raised, Ctrl-C …); 128 + the number of another signal
-        that stopped it (143 for SIGTERM); with one line on stderr.
+        that stopped it (143 for SIGTERM), with one line on stderr; 141 where whatever read the output, such as head,
+        had read enough.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _dispatched(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _output_is_closed():
+            raise
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _output_is_closed() -> bool:
+    """Whether it is the standard output that nobody reads any more; what is still to be written then goes nowhere."""
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), 0)  # which is told of errors all the same
+    closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in poller.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
+
+
+def _dispatched(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0

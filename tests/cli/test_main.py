@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import os
 import subprocess
 import sys
 import typing
@@ -78,6 +79,20 @@ def test_a_switch_that_ends_the_command_is_on_and_a_misspelt_one_is_no_key(capsy
     assert read_sources(["--name", "mine", "--dry_run"])[-1].values == {"name": "mine", "dry_run": True}
     assert main(["fit", "--dry_rn"]) == 2
     assert "error: dry_rn: no such key; did you mean dry_run?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "--config", "configs/recipes/base_rl.yaml", "--print_config"]]
+)
+def test_a_reader_that_has_read_enough_ends_the_command_quietly(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "main.py", *arguments]
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120, check=False, cwd=ROOT
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_an_unknown_command_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:
