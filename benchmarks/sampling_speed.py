@@ -85,7 +85,8 @@ def main() -> None:
     settings = policy_settings(options.size, options.dtype)
     tokenizer, policy = load_tokenizer(settings), load_policy(settings).to(options.device)
     engine = TransformersEngine(max_batch_rows=options.rows)
-    engine.start(SimpleNamespace(policy=policy, tokenizer=tokenizer, device=policy.device))
+    owner = {"policy": policy, "tokenizer": tokenizer, "device": policy.device, "compute_dtype": policy.dtype}
+    engine.start(SimpleNamespace(**owner))
     sampling = SamplingSettings(max_new_tokens=options.new_tokens, stop_strings=tuple(options.stop))
     ends = end_token_ids(tokenizer, policy)
     requests = [

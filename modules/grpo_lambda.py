@@ -18,13 +18,14 @@ from app.algorithm.objective import ObjectiveSettings, normaliser, policy_object
 from app.data.problems import PromptBatch
 from app.errors import ConfigurationError, require
 from app.policy.checkpoints import is_checkpoint
-from app.policy.dropout import switch_off_dropout
+from app.policy.dropout import has_adapter_dropout, switch_off_dropout
 from app.policy.evaluating import evaluation
 from app.policy.logprobs import TokenStatistics, token_log_probs
 from app.policy.lora import WithoutAdapters, has_adapters
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.packing import TokenBatch, split_by_rows, split_by_tokens
+from app.policy.probe import TrainingProbe, share_padding
 from app.rollout.metric_sums import MetricSums
 from app.rollout.update_plan import UpdatePlan, UpdateSettings, plan_updates
 from modules.policy_module import PolicyModule
@@ -110,9 +111,12 @@ class GRPOLambdaModule(PolicyModule):
         """The frozen initial policy; None at β = 0, where it is never loaded."""
         return self._reference[0] if self._reference else None
 
-    def on_train_start(self) -> None:
-        super().on_train_start()
+    def probe(self) -> None:
         switch_off_dropout(self.policy)
+        compared = not has_adapter_dropout(self.policy)
+        TrainingProbe(self.tokenizer, self.compute_dtype, self.device, train_mode=compared).check(self.policy)
+        if self.reference is not None:
+            share_padding(self.policy, self.reference)
 
     # ── before the update: what the rollout callback asks for ──
 

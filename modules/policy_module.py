@@ -5,7 +5,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.plugins.precision import FSDPPrecision, Precision
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -39,6 +38,7 @@ from app.rollout.metric_sums import MetricSums
 from app.storage.checkpoints import contents
 from modules.checked_restore import CheckedRestore
 from modules.iteration_metrics import IterationMetrics
+from modules.probed import Probed, report_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ MAX_NOT_FINITE = 3
 """Optimiser steps in a row with a gradient that is not finite, after which nothing would get better."""
 
 
-class PolicyModule(LightningModule):
+class PolicyModule(Probed):
     """Owns the policy. Weights are loaded in ``configure_model``, long after the configuration was checked.
 
     One Lightning batch is one iteration; optimisation is manual, for an iteration may take several steps.
@@ -140,6 +140,7 @@ class PolicyModule(LightningModule):
         if hasattr(self, "policy"):
             return
         self.policy = self.sharding.load_policy(self.policy_settings, self.seed)
+        report_context(self.policy)
         if has_adapters(self.policy):  # their base is where it came from: checkpoints hold the adapters alone
             self.register_state_dict_post_hook(_drop_frozen)
             self.strict_loading = False

@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from app.data.sft import IGNORED
+from app.errors import ConfigurationError
+from app.policy.context import rope_switch
 from app.policy.logprobs import last_logits, selective_log_softmax
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
+from app.policy.probe import TrainingProbe
+from app.policy.sharding.wrapping import inner_model
 from app.rollout.metric_sums import MetricSums
 from modules.policy_module import PolicyModule
 
@@ -36,6 +40,22 @@ class SFTModule(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer, seed, policy_offload)
         self.micro_batch_size = micro_batch_size
+
+    def probe(self) -> None:
+        """Examples are padded on the right, and dropout is part of the training."""
+        self._check_lengths()
+        probe = TrainingProbe(self.tokenizer, self.compute_dtype, self.device, train_mode=False, layouts=("right",))
+        probe.check(self.policy)
+
+    def _check_lengths(self) -> None:
+        switch = rope_switch(inner_model(self.policy).config)
+        longest = getattr(self.trainer.datamodule, "max_tokens", None)
+        if switch is not None and (longest is None or longest > switch):
+            raise ConfigurationError(
+                f"must be at most {switch}: rotary embeddings of this policy change for all rows of a micro-batch as "
+                f"soon as one of them is longer; got {longest}",
+                key="data.max_tokens",
+            )
 
     def training_step(self, batch: "SFTBatch", batch_idx: int) -> None:
         sums = MetricSums()

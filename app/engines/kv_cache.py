@@ -3,11 +3,15 @@
 Imports transformers at module level: import this module late.
 """
 
+import inspect
 from typing import Any
 
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
+
+from app.errors import ConfigurationError
+from app.policy.sharding.wrapping import inner_model
 
 LEAST_ROOM, ROOM_SHARE = 8, 8
 """Room for an eighth more tokens, and for 8 at least, is made at once. More room means fewer copies but gaps between
@@ -23,6 +27,23 @@ def new_cache(config: PreTrainedConfig) -> Cache:
     cache = DynamicCache(config=config)
     cache.layers = [InPlaceLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def cache_argument(model: Any) -> str:
+    """What the model's forward pass calls the cache that it is given: Mamba and its kin say ``cache_params``.
+
+    Raises:
+        ConfigurationError: it takes none.
+    """
+    known = inspect.signature(inner_model(model).forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in known:
+            return name
+    raise ConfigurationError(
+        f"{inner_model(model).config.model_type} keeps no cache that generation could hand from token to token with "
+        "the transformers engine; use VLLMEngine, where vLLM knows the family",
+        key="engine",
+    )
 
 
 class InPlaceLayer(DynamicLayer):

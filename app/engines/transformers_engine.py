@@ -8,15 +8,18 @@ Shapes: B rows of one batch, L of them still live, P prompts, S width of the pro
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from app.engines.engine import Completion, FinishReason, GenerationRequest, PolicyOwner, RolloutEngine
+from app.engines.probe import bears_padding
 from app.engines.sampling import draw, uniforms
 from app.engines.stop_strings import StopStrings
 from app.errors import ConfigurationError
+from app.policy.context import context_length
 from app.policy.evaluating import evaluation_mode
 from app.policy.packing import pad_left, positions
 from app.policy.sharding.gathering import whole_parameters
@@ -39,16 +42,26 @@ class TransformersEngine(RolloutEngine):
 
     Args:
         max_batch_rows: rows decoded together; more are done in turns, without effect on what is drawn.
+
+    Attributes:
+        pads: whether prompts of unequal lengths may share a batch; ``start`` finds it out.
     """
 
     def __init__(self, max_batch_rows: int = 256) -> None:
         if max_batch_rows < 1:
             raise ConfigurationError(f"must be at least 1, got {max_batch_rows}", key="engine.max_batch_rows")
         self.max_batch_rows = max_batch_rows
+        self.pads = True
         self._module: PolicyOwner | None = None
 
     def start(self, module: PolicyOwner) -> None:
+        """Draws a few tokens to see that the policy generates what it is trained on.
+
+        Raises:
+            ConfigurationError: it does not, with this engine.
+        """
         self._module = module
+        self.pads = bears_padding(module, partial(self._completions, module))
 
     def sync(self, module: PolicyOwner) -> None:
         """Keeps a reference: the weights are the policy's own."""
@@ -57,7 +70,6 @@ class TransformersEngine(RolloutEngine):
     def close(self) -> None:
         self._module = None
 
-    @torch.no_grad()
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """``n`` completions a request, in order. A completion ends at the model's context length, too ("length").
 
@@ -67,20 +79,27 @@ class TransformersEngine(RolloutEngine):
         """
         if self._module is None:
             raise RuntimeError("the engine is not started: call start(module) before generate")
-        policy = self._module.policy
+        return self._completions(self._module, requests, self.pads)
+
+    @torch.no_grad()
+    def _completions(
+        self, module: PolicyOwner, requests: Sequence[GenerationRequest], pads: bool
+    ) -> list[list[Completion]]:
+        policy = module.policy
         _check(requests, policy)
         done: dict[Row, Completion] = {}
         # Ranks decode for as long as their own completions last: no step may wait for another rank.
         with whole_parameters(policy), evaluation_mode(policy), STOP.interruptible():
-            for rows in self._batches(requests):
-                done |= _Batch(self._module, requests, rows).run()
+            for rows in self._batches(requests, pads):
+                done |= _Batch(module, requests, rows).run()
         return [[done[number, i] for i in range(request.n)] for number, request in enumerate(requests)]
 
-    def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[list[Row]]:
+    def _batches(self, requests: Sequence[GenerationRequest], pads: bool) -> Iterator[list[Row]]:
         """Rows that are decoded together: same sampling, prompts of alike lengths, a prompt's rows side by side."""
         kinds: dict[Any, list[int]] = {}
         for number, request in enumerate(requests):
-            kinds.setdefault((request.sampling, request.end_token_ids), []).append(number)
+            width = 0 if pads else len(request.prompt_ids)
+            kinds.setdefault((request.sampling, request.end_token_ids, width), []).append(number)
         for numbers in kinds.values():
             numbers.sort(key=lambda number: -len(requests[number].prompt_ids))
             rows = [(number, i) for number in numbers for i in range(requests[number].n)]
@@ -117,7 +136,7 @@ class _Batch:
     """One batch from prefill to the last row's end."""
 
     def __init__(self, module: PolicyOwner, requests: Sequence[GenerationRequest], rows: list[Row]) -> None:
-        from app.engines.kv_cache import new_cache
+        from app.engines.kv_cache import cache_argument, new_cache
 
         self.policy, self.rows = module.policy, rows
         first = requests[rows[0][0]]
@@ -126,8 +145,9 @@ class _Batch:
         self.end_ids = torch.tensor(first.end_token_ids, dtype=torch.long, device=self.device)
         stop_strings = first.sampling.stop_strings
         self.stop = StopStrings(module.tokenizer, stop_strings) if stop_strings else None
-        self.context = _context_length(self.policy)
+        self.context = context_length(self.policy.config)
         self.cache = new_cache(self.policy.config)
+        self.cached = {cache_argument(self.policy): self.cache, "use_cache": True}
         self.numbers = list(dict.fromkeys(number for number, _ in rows))
         self.prompts = [requests[number].prompt_ids for number in self.numbers]
         self.seeds = [requests[number].seed for number, _ in rows]
@@ -156,9 +176,8 @@ class _Batch:
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions(mask),
-            past_key_values=self.cache,
-            use_cache=True,
             logits_to_keep=1,
+            **self.cached,
         )
         place = {number: index for index, number in enumerate(self.numbers)}
         owner = torch.tensor([place[number] for number, _ in self.rows], device=self.device)
@@ -193,9 +212,8 @@ class _Batch:
             input_ids=live.ids[:, step : step + 1],
             attention_mask=live.attention_mask[:, :width] if self.padded else None,
             position_ids=position,
-            past_key_values=self.cache,
-            use_cache=True,
             logits_to_keep=1,
+            **self.cached,
         ).logits[:, -1]
 
     def _drop_ended(self, live: _Live, steps: int, done: dict[Row, Completion], force: bool) -> _Live:
@@ -241,7 +259,7 @@ class _Batch:
 
 
 def _check(requests: Sequence[GenerationRequest], policy: "PreTrainedModel") -> None:
-    context, vocabulary = _context_length(policy), policy.config.get_text_config().vocab_size
+    context, vocabulary = context_length(policy.config), policy.config.get_text_config().vocab_size
     for number, request in enumerate(requests):
         length, where = len(request.prompt_ids), f"prompt {number} of {len(requests)}"
         if length == 0:
@@ -256,8 +274,3 @@ def _check(requests: Sequence[GenerationRequest], policy: "PreTrainedModel") -> 
                 f"{where} has token ids outside the model's vocabulary of {vocabulary}: "
                 "prompts and policy use different tokenizers"
             )
-
-
-def _context_length(policy: "PreTrainedModel") -> int | None:
-    """Tokens that the model can tell positions of; None where it has no limit."""
-    return getattr(policy.config.get_text_config(), "max_position_embeddings", None)

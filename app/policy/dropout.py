@@ -23,3 +23,11 @@ def switch_off_dropout(model: torch.nn.Module) -> None:
             is_probability = "drop" in attribute or isinstance(module, torch.nn.modules.dropout._DropoutNd)
             if isinstance(value, float) and is_probability:
                 setattr(module, attribute, 0.0)
+
+
+def has_adapter_dropout(model: torch.nn.Module) -> bool:
+    """Whether adapters drop out: train mode is then meant to differ from eval mode."""
+    return any(
+        "lora_dropout" in name and isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0
+        for name, module in model.named_modules()
+    )

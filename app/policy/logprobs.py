@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from app.errors import ConfigurationError
-from app.policy.packing import TokenBatch
+from app.policy.packing import TokenBatch, right_padded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+PADS_ON_RIGHT = "pads_on_right"
+"""Attribute of a model that :mod:`app.policy.probe` found to be right only where no padding comes before a row."""
 CHUNK_ELEMENTS = 2**22
 """Logits that are turned into float32 at once: 16 MiB a temporary, whatever the vocabulary."""
 
@@ -57,15 +59,7 @@ def token_log_probs(
     """
     if temperature <= 0:
         raise ConfigurationError(f"log-probabilities need a positive temperature, got {temperature}")
-    tokens = batch.completion_ids.shape[1]
-    # The last column predicts a token that nobody sampled: it is left out.
-    logits = last_logits(
-        model,
-        tokens,
-        input_ids=batch.input_ids[:, :-1],
-        attention_mask=batch.attention_mask[:, :-1],
-        position_ids=batch.position_ids[:, :-1],
-    )
+    logits = completion_logits(model, batch)
     entropy = None
     if entropy_gradient:
         log_probs, entropy = log_softmax_and_entropy(logits, batch.completion_ids, temperature)
@@ -76,6 +70,30 @@ def token_log_probs(
     return TokenStatistics(
         log_probs.masked_fill(padding, 0.0), None if entropy is None else entropy.masked_fill(padding, 0.0)
     )
+
+
+def completion_logits(model: "PreTrainedModel", batch: TokenBatch) -> Float[Tensor, "B T V"]:
+    """[B, T, V] logits that predict the completion tokens, in the dtype that the model computes in."""
+    if getattr(model, PADS_ON_RIGHT, False):
+        return _right_padded_logits(model, batch)
+    # The last column predicts a token that nobody sampled: it is left out.
+    return last_logits(
+        model,
+        batch.completion_ids.shape[1],
+        input_ids=batch.input_ids[:, :-1],
+        attention_mask=batch.attention_mask[:, :-1],
+        position_ids=batch.position_ids[:, :-1],
+    )
+
+
+def _right_padded_logits(model: "PreTrainedModel", batch: TokenBatch) -> Float[Tensor, "B T V"]:
+    """As :func:`completion_logits`, of rows that start in the first column: a row's completion then starts anywhere,
+    and logits are made of every column."""
+    ids, mask, position_ids = right_padded(batch)
+    inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "position_ids": position_ids[:, :-1]}
+    logits = last_logits(model, ids.shape[1] - 1, **inputs)
+    columns = torch.arange(batch.completion_ids.shape[1]) + batch.prompt_lengths[:, None] - 1
+    return logits.gather(1, columns.to(logits.device)[..., None].expand(-1, -1, logits.shape[-1]))
 
 
 def last_logits(model: "PreTrainedModel", length: int, **inputs: Int[Tensor, "B S"]) -> Float[Tensor, "B {length} V"]:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 PerRow = Int[Tensor, " B"]
+Tokens = Int[Tensor, "B S"]
 Rows = Int[Tensor, " rows"]
 """Indices of rows."""
 
@@ -114,6 +115,17 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Int[Tensor, "B
     ids = torch.tensor([[*[pad_id] * (width - len(row)), *row] for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     return ids, (torch.arange(width) >= width - lengths[:, None]).long()
+
+
+def right_padded(batch: TokenBatch) -> tuple[Tokens, Tokens, Tokens]:
+    """Token ids, attention mask and position ids, each [B, S], of the same rows with all padding at their ends."""
+    width = batch.input_ids.shape[1]
+    shift = (batch.prompt_length - batch.prompt_lengths).to(batch.input_ids.device)
+    columns = torch.arange(width, device=shift.device) + shift[:, None]
+    there = columns < width
+    columns = columns.clamp(max=width - 1)
+    mask = batch.attention_mask.gather(1, columns) * there
+    return batch.input_ids.gather(1, columns), mask, positions(mask)
 
 
 def positions(attention_mask: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:

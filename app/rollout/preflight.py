@@ -17,7 +17,7 @@ from torch import Tensor
 from app.engines.engine import SamplingSettings
 from app.engines.ranks import RolloutRanks
 from app.errors import CommonError
-from app.policy.logprobs import last_logits, selective_log_softmax, token_log_probs
+from app.policy.logprobs import completion_logits, selective_log_softmax, token_log_probs
 from app.policy.sharding.gathering import whole_parameters
 from app.rollout.mismatch import log_ratios
 
@@ -178,7 +178,7 @@ def policy_hypotheses(
         other_prompts: the same completions after the prompts that another chat template makes.
     """
     with torch.no_grad():
-        logits = completion_logits(policy, tokens)
+        logits = completion_logits(policy, tokens).float()
         yield from temperature_hypotheses(logits, tokens.completion_ids, sampling)
         yield from truncation_hypotheses(logits, tokens.completion_ids, sampling)
         yield _head_hypothesis(logits, bool(policy.config.tie_word_embeddings))
@@ -197,18 +197,6 @@ def policy_hypotheses(
                 "The engine's log-probs belong to prompts made by another template: build prompts once, as token ids.",
                 token_log_probs(policy, other_prompts, sampling.temperature).log_probs,
             )
-
-
-def completion_logits(policy: "PreTrainedModel", tokens: "TokenBatch") -> Tensor:
-    """[B, T, V] float32 logits from which the completion tokens are drawn."""
-    logits = last_logits(
-        policy,
-        tokens.completion_ids.shape[1],
-        input_ids=tokens.input_ids[:, :-1],
-        attention_mask=tokens.attention_mask[:, :-1],
-        position_ids=tokens.position_ids[:, :-1],
-    )
-    return logits.float()
 
 
 def temperature_hypotheses(logits: Tensor, ids: Tensor, sampling: SamplingSettings) -> Iterator[Hypothesis]:

@@ -64,9 +64,9 @@ class SendingEngine(TransformersEngine):
         super().__init__()
         self.send = Sender(at)
 
-    def _batches(self, requests: Any) -> Any:
+    def _batches(self, *arguments: Any) -> Any:
         self.send()
-        return super()._batches(requests)
+        return super()._batches(*arguments)
 
 
 class SendingModule(GRPOLambdaModule):
@@ -131,8 +131,8 @@ def evaluations(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("place", "at", "done"),
     [
-        ("engine", 2, 2),  # the evaluation after the second iteration
-        ("engine", 3, 2),  # the rollout of the third and fourth
+        ("engine", 3, 2),  # the evaluation after the second iteration; the first call is the probe at the start
+        ("engine", 4, 2),  # the rollout of the third and fourth
         ("log-probs", 4, 3),  # of the fourth, whose rollout was drawn with the third
         ("update", 4, 4),  # half done: what is due before the next iteration is its evaluation
     ],

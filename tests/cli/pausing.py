@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Callback
 
-from app.engines.engine import GenerationRequest
+from app.engines.engine import Completion, GenerationRequest
 from app.engines.ranks import rank_and_size
 from app.engines.transformers_engine import Row, TransformersEngine
 from app.stopping import STOP
@@ -40,11 +40,14 @@ class PausingEngine(TransformersEngine):
         super().__init__()
         self.folder, self.at_call, self.calls = Path(folder), at_call, 0
 
-    def _batches(self, requests: Sequence[GenerationRequest]) -> Iterator[list[Row]]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         self.calls += 1
-        if self.calls == self.at_call:
+        return super().generate(requests)
+
+    def _batches(self, requests: Sequence[GenerationRequest], pads: bool) -> Iterator[list[Row]]:
+        if 0 < self.calls == self.at_call:  # what is drawn at the start, to see that the engine fits, is no call
             pause(self.folder)
-        return super()._batches(requests)
+        return super()._batches(requests, pads)
 
 
 class PausingUpdate(Callback):

@@ -1,10 +1,9 @@
 """The engine against the trainer's log-probs, transformers' ``generate`` and itself in other batches."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from app.engines import kv_cache
 from app.engines.engine import Completion, GenerationRequest, SamplingSettings
@@ -14,26 +13,22 @@ from app.errors import ConfigurationError
 from app.policy.logprobs import token_log_probs
 from app.policy.models import NewTokenizerSettings, PolicySettings, load_policy, load_tokenizer
 from app.policy.packing import build
+from tests.engines.vllm.support import Owner, word_tokenizer
 from tests.models import tiny_model
 
 ENDS = (1, 2)
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16], [17, 18], [19, 20, 21, 22, 23]]
 
 
-@dataclass
-class Owner:
-    policy: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None = None
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
+def owner_of(policy, tokenizer=None):
+    return Owner(policy, tokenizer or word_tokenizer(), compute_dtype=policy.dtype)
 
 
 def engine_of(policy, max_batch_rows=256, tokenizer=None):
     engine = TransformersEngine(max_batch_rows)
-    engine.start(Owner(policy, tokenizer))
-    engine.sync(Owner(policy, tokenizer))
+    module = owner_of(policy, tokenizer)
+    engine.start(module)
+    engine.sync(module)
     return engine
 
 
@@ -84,7 +79,7 @@ def test_sampled_log_probs_are_the_trainers_also_after_a_weight_change(kind, tem
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    engine.sync(Owner(policy))
+    engine.sync(owner_of(policy))
     after = engine.generate(requests)
     assert worst_difference(policy, requests, after) < 1e-5
     assert after != before
@@ -320,7 +315,7 @@ def test_an_engine_that_is_not_started_or_closed_says_so():
     engine = TransformersEngine()
     with pytest.raises(RuntimeError, match="not started"):
         engine.generate(requests_of())
-    engine.start(Owner(tiny_model()))
+    engine.start(owner_of(tiny_model()))
     engine.close()
     engine.close()
     with pytest.raises(RuntimeError, match="not started"):
