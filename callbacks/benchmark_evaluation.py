@@ -50,6 +50,8 @@ class BenchmarkEvaluation(Callback):
         grader_workers: processes that grade.
         grader_timeout_s: wall limit of one verdict, in seconds.
         seed: of sampling; sample i of a problem depends on (seed, benchmark, the problem's id, i) alone.
+        reference: the model whose published scores ``validate`` prints beside its own
+            (``app.evaluation.published``); by default that which the policy's folder or hub id is named after.
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class BenchmarkEvaluation(Callback):
         grader_workers: int = 2,
         grader_timeout_s: float = 3.0,
         seed: int = 0,
+        reference: str | None = None,
     ) -> None:
-        self.plan = EvaluationPlan(sampling, benchmarks or {}, grader_workers, grader_timeout_s, seed)
+        self.plan = EvaluationPlan(sampling, benchmarks or {}, grader_workers, grader_timeout_s, seed, reference)
         self.engine = engine
         self.folder = folder
         self._resources = ExitStack()

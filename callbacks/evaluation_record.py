@@ -11,6 +11,7 @@ from app.data.problems import Problem
 from app.engines.engine import RolloutEngine
 from app.errors import DivergenceError
 from app.evaluation.benchmarks import format_table
+from app.evaluation.expected import Conditions, compare, format_comparison, reference_model
 from app.evaluation.numerics import engine_settings, inner_engine, numerics
 from app.evaluation.plan import EvaluationPlan
 from app.evaluation.results import fingerprint, hash_problems, hash_state_dict, write_results
@@ -112,9 +113,26 @@ class EvaluationRecord:
         if self._validates:
             hashes = {name: hash_problems(found) for name, found in problems.items()}
             settings = self._all_settings(trainer, module)
-            path = write_results(self.folder, scores, average, settings, self._model_hash, hashes)
-            print(f"{format_table(scores, average)}\n\nscores and settings: {path}")
+            model, rows = self._published(trainer, module, scores)
+            path = write_results(self.folder, scores, average, settings, self._model_hash, hashes, rows)
+            beside = [format_comparison(model, scores, rows)] if rows else []
+            print("\n\n".join([format_table(scores, average), *beside, f"scores and settings: {path}"]))
         return metrics
+
+    def _published(
+        self, trainer: Trainer, module: "PolicyModule", scores: list["BenchmarkScores"]
+    ) -> tuple[str, list[dict[str, Any]]]:
+        """The model whose published scores belong beside these, and a row for each of them."""
+        path = None if trainer.ckpt_path else module.policy_settings.path
+        model = reference_model(self.plan.reference, path)
+        return (model, compare(model, scores, self._conditions(trainer))) if model else ("", [])
+
+    def _conditions(self, trainer: Trainer) -> dict[str, Conditions]:
+        data, found = trainer.datamodule, {}
+        for name in self.names:
+            settings, style = self.plan.settings(name), (data.benchmarks[name].prompt or data.prompt).resolve()
+            found[name] = Conditions(settings.sampling(self.plan.sampling), settings.samples, style)
+        return found
 
     def _summarise(self, name: str, problems: Sequence[Problem]) -> "BenchmarkScores":
         from app.evaluation.metrics import summarise

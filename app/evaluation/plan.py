@@ -9,6 +9,7 @@ from app.data.rows import nearest
 from app.engines.engine import GenerationRequest, SamplingSettings
 from app.errors import ConfigurationError
 from app.evaluation.benchmarks import BenchmarkSettings
+from app.evaluation.expected import reference_model
 from app.evaluation.golds import report_golds
 from app.evaluation.grader_version import grader_version
 from app.evaluation.results import fingerprint
@@ -27,6 +28,8 @@ class EvaluationPlan:
         grader_workers: processes that grade.
         grader_timeout_s: wall limit of one verdict, in seconds.
         seed: of sampling; sample i of a problem depends on (seed, benchmark, the problem's id, i) alone.
+        reference: the model whose published scores belong beside these; see
+            :func:`app.evaluation.expected.reference_model`.
 
     Raises:
         ConfigurationError: settings that cannot be, by the key under ``evaluation``.
@@ -37,8 +40,10 @@ class EvaluationPlan:
     grader_workers: int = 2
     grader_timeout_s: float = 3.0
     seed: int = 0
+    reference: str | None = None
 
     def __post_init__(self) -> None:
+        reference_model(self.reference, None)
         try:
             self.new_grader().close()  # no process starts before the first answer
         except ConfigurationError as error:

@@ -112,6 +112,7 @@ def write_results(
     settings: Mapping[str, Any],
     model_hash: str,
     data_hashes: Mapping[str, str],
+    published: Sequence[Mapping[str, Any]] = (),
 ) -> Path:
     """Writes ``results.json`` whole or not at all, and returns its path.
 
@@ -122,6 +123,7 @@ def write_results(
         settings: all settings of the evaluation, JSON-able.
         model_hash: :func:`hash_state_dict`.
         data_hashes: :func:`hash_problems` by benchmark's name.
+        published: :func:`app.evaluation.expected.compare`, where the model has published scores.
     """
     benchmarks = {
         each.name: {
@@ -135,6 +137,7 @@ def write_results(
     content = {
         "benchmarks": benchmarks,
         "macro_average": {name: interval._asdict() for name, interval in macro_average.items()},
+        **({"published": list(published)} if published else {}),
         "settings": settings,
         "versions": versions(),
         "model_hash": model_hash,
