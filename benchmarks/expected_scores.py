@@ -19,9 +19,9 @@ what could not be read there as text is left out. The page is written by `python
 In brackets stands the tolerance, in points: the largest of two standard deviations between the source's runs (where
 it gives one), two binomial standard deviations of its completions (problems × samples), and one problem. The column
 `made in another way` of the print-out names every setting of sampling and prompt in which an evaluation differs from
-the source's; `within` is told only where there is none. Graders differ too (the sources use math-verify through lighteval, or Qwen's evaluator; docs/grading.md
-is ours), and copies of Minerva and OlympiadBench with other answers are about. None of these scores has been
-reproduced here yet: that takes a GPU.
+the source's; `within` is told only where there is none. Graders differ too (the sources use math-verify through
+lighteval, or Qwen's evaluator; docs/grading.md is ours), and copies of Minerva and OlympiadBench with other answers
+are about. None of these scores has been reproduced here yet: that takes a GPU.
 """
 
 
