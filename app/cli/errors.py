@@ -20,6 +20,11 @@ from app.cli.moved import moved
 from app.cli.values import value_problems
 from app.errors import ConfigurationError, causes, closest
 
+PROTOCOL_HINT = (
+    "; each of its methods needs the parameters of the protocol's, with the same names and type annotations, and the "
+    "same annotation of what it returns"
+)
+"""The parser compares them literally, and says no more than that they differ."""
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 NULL = "needs a value, and null is none: give one, or leave the key out for its default"
 
@@ -79,7 +84,8 @@ def explain(error: ConfigurationError, sources: Sequence[Source]) -> str:
     path = _path_of(parsed[1].split("."), sources)
     reasons = re.findall(r"Errors: - (.*?) - Expected a <class 'NoneType'>", parsed[2])
     text = re.sub(r"a <class '([\w.]+)'>", r"\1", reasons[0] if reasons else parsed[2]).replace("a typing.", "")
-    return f"{'.'.join(path)}: {text}{_where(path, sources)}"
+    hint = PROTOCOL_HINT if "does not implement protocol" in text else ""
+    return f"{'.'.join(path)}: {text}{hint}{_where(path, sources)}"
 
 
 def configuration_error(error: BaseException) -> ConfigurationError | None:

@@ -1,10 +1,12 @@
 """The walk over configuration files beside classes' signatures, and the line that comes of an error."""
 
+from argparse import ArgumentError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from jsonargparse import ArgumentParser
 
 from app.cli.errors import (
     Source,
@@ -133,6 +135,26 @@ def test_the_parsers_message_becomes_one_line_with_the_whole_key() -> None:
     error = ConfigurationError("Parser key \"rate\":\n  Expected a <class 'float'>. Got value: x")
     source = Source("a.yaml", {"outer": {"inner": {"rate": "x"}}})
     assert explain(error, [source]) == "outer.inner.rate: Expected float. Got value: x (in a.yaml)"
+
+
+class Unannotated:
+    """A reward function as far as Python is concerned."""
+
+    name = "mine"
+
+    def __call__(self, samples):
+        return [0.0 for _ in samples]
+
+
+def test_a_class_whose_annotations_are_not_the_protocols_is_told_so() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--rewards", type=list[RewardFunction])
+    values = {"rewards": [{"class_path": f"{__name__}.Unannotated"}]}
+    with pytest.raises(ArgumentError) as caught:
+        parser.parse_object(values)
+    said = explain(ConfigurationError(str(caught.value)), [Source("a.yaml", values)])
+    assert "Unannotated does not implement protocol RewardFunction; each of its methods needs" in said
+    assert said.endswith("(in a.yaml)")
 
 
 def test_a_key_known_by_its_end_is_completed_from_the_sources() -> None:
