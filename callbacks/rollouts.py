@@ -5,7 +5,8 @@ One iteration in the order in which it happens:
 1. prompts: ``datamodule.train_batch``, a pure function of the iteration;
 2. completions: :class:`app.rollout.schedule.RolloutSchedule` hands the weights to the engine and has them drawn;
 3. rewards: :class:`app.rollout.collection.RolloutCollector` decodes and grades them;
-4. experience: :meth:`RolloutCallback._experience` evaluates them under the policy (π_old) and the reference;
+4. experience: :meth:`RolloutCallback._experience` evaluates them under the reference and, as far as the update's first
+   step does not do it in passing, under the policy (π_old);
 5. update: ``GRPOLambdaModule.training_step`` learns from ``module.experience``.
 """
 
@@ -31,8 +32,8 @@ from app.rollout.collection import RolloutCollector, TruncationSettings
 from app.rollout.dynamic_sampling import DynamicSamplingSettings, tied_groups
 from app.rollout.experience import Experience, Rollout, pad_rollout, sampler_log_probs
 from app.rollout.metric_sums import MetricSums
-from app.rollout.metrics import record_experience
-from app.rollout.mismatch import MismatchSettings, importance_weights
+from app.rollout.metrics import record_policy, record_rollout
+from app.rollout.mismatch import MismatchSettings
 from app.rollout.preflight import check_first_rollout
 from app.rollout.schedule import RolloutSchedule, ScheduleSettings
 from app.stopping import STOP
@@ -122,17 +123,18 @@ class RolloutCallback(Callback):
 
     @torch.no_grad()
     def _experience(self, trainer: Trainer, module: "GRPOLambdaModule", rollout: Rollout) -> Experience:
-        """Pads the rollout and evaluates it under the policy and the reference."""
+        """Pads the rollout and evaluates it under the reference, and under the policy where the update does not."""
         started = time.perf_counter()
         tokens = pad_rollout(rollout, module.tokenizer).to(module.device)
         temperature, reference = self.sampling.temperature, module.reference
         rewards = torch.tensor(rollout.rewards, device=module.device).view(-1, rollout.group_size)
         loss_mask = self.truncation.loss_mask(tokens.completion_mask, rollout.rows)
         plan = module.plan_updates(tokens, rewards, loss_mask)
-        evaluate = partial(module.evaluate_tokens, tokens=tokens, temperature=temperature, parts=plan.passes)
-        old = evaluate(module.policy, with_entropy=True)
-        ref = evaluate(reference).log_probs if reference else None
-        sampler = sampler_log_probs(rollout, tokens)
+        whole = self._preflight_is_due(rollout) or module.objective.top_entropy_share < 1
+        evaluate = partial(module.evaluate_tokens, tokens=tokens, temperature=temperature)
+        old = evaluate(module.policy, parts=plan.passes if whole else plan.beforehand, with_entropy=True)
+        ref = evaluate(reference, parts=plan.passes).log_probs if reference else None
+        assert old.entropy is not None, "was asked for"
         rollout.seconds["log_probs"] = time.perf_counter() - started
         experience = Experience(
             rollout=rollout,
@@ -141,38 +143,46 @@ class RolloutCallback(Callback):
             rewards=rewards,
             old_log_probs=old.log_probs,
             ref_log_probs=ref,
-            sampler_log_probs=sampler,
+            sampler_log_probs=sampler_log_probs(rollout, tokens),
             entropy=old.entropy,
             temperature=temperature,
             metrics=MetricSums(),
             plan=plan,
+            correction=self.mismatch.correction,
+            pending=torch.cat(plan.micro_batches[0]) if plan.micro_batches[0] and not whole else torch.empty(0),
         )
         check_log_probs(trainer, module, experience)
-        self._compare_with_engine(module, experience)
-        record_experience(experience)
+        if self._preflight_is_due(rollout):
+            self._preflight(module, experience)
+        record_rollout(experience.metrics, rollout)
+        experience.when_evaluated = partial(self._judge_policy, trainer, module, experience)
         return experience
 
-    def _compare_with_engine(self, module: "GRPOLambdaModule", experience: Experience) -> None:
-        """Preflight on a process's first rollout from the current weights, importance weights on every rollout."""
-        fresh = experience.rollout.weights_iteration == experience.iteration  # an older one was sampled by another π
-        if self.mismatch.preflight_limit is not None and fresh and not self._preflight_done:
-            self._preflight_done = True
-            assert self._preflight_ranks is not None, "setup comes first"
-            check_first_rollout(
-                module.policy,
-                experience.tokens,
-                experience.sampler_log_probs,
-                experience.old_log_probs,
-                self.sampling,
-                self._preflight_ranks,
-                self.mismatch.preflight_limit,
-                module.reference,
-                pad_rollout(experience.rollout, module.tokenizer, templated=False).to(module.device),
-            )
-        if self.mismatch.correction is not None:
-            experience.importance_weights = importance_weights(
-                experience.sampler_log_probs, experience.old_log_probs, experience.loss_mask, self.mismatch.correction
-            )
+    def _judge_policy(self, trainer: Trainer, module: "GRPOLambdaModule", experience: Experience) -> None:
+        if len(experience.pending):
+            check_log_probs(trainer, module, experience)
+        record_policy(experience)
+
+    def _preflight_is_due(self, rollout: Rollout) -> bool:
+        """On a process's first rollout from the current weights: an older one was sampled by another π."""
+        fresh = rollout.weights_iteration == rollout.batch.iteration
+        return self.mismatch.preflight_limit is not None and fresh and not self._preflight_done
+
+    def _preflight(self, module: "GRPOLambdaModule", experience: Experience) -> None:
+        self._preflight_done = True
+        assert self._preflight_ranks is not None, "setup comes first"
+        assert self.mismatch.preflight_limit is not None, "it is due"
+        check_first_rollout(
+            module.policy,
+            experience.tokens,
+            experience.sampler_log_probs,
+            experience.old_log_probs,
+            self.sampling,
+            self._preflight_ranks,
+            self.mismatch.preflight_limit,
+            module.reference,
+            pad_rollout(experience.rollout, module.tokenizer, templated=False).to(module.device),
+        )
 
     def _report_tied(self, rollout: Rollout) -> None:
         """Once a run, in words: metrics alone would let a run that cannot learn look like one that does."""

@@ -165,15 +165,16 @@ class GRPOLambdaModule(PolicyModule):
         Collective for a sharded model.
 
         Args:
-            parts: all rows, in micro-batches; null splits them here.
+            parts: the rows to evaluate, in micro-batches (others stay 0); null takes all of them.
         """
         parts = self._micro_batches(tokens, torch.arange(len(tokens))) if parts is None else parts
         dtype = torch.promote_types(self.compute_dtype, torch.float32)
         log_probs = torch.zeros(tokens.completion_ids.shape, dtype=dtype, device=self.device)
         entropy = torch.zeros_like(log_probs) if with_entropy else None
         with evaluation(model, self.device):
+            own = parts or [torch.zeros(1, dtype=torch.long)]
             for index in range(self.max_over_ranks(len(parts)) if self.sharding.sharded else len(parts)):
-                rows = parts[index % len(parts)]  # a rank with fewer parts keeps in step with the others
+                rows = own[index % len(own)]  # a rank with fewer parts keeps in step with the others
                 part = tokens.select(rows).to(self.device)
                 statistics = token_log_probs(model, part, temperature, with_entropy)
                 width = part.completion_ids.shape[1]
@@ -234,6 +235,8 @@ class GRPOLambdaModule(PolicyModule):
         sums.add("updates/skipped", float(count == 0))
         sums.add("updates/row_share", sum(map(len, micro_batches)) / len(rows), len(rows))
         if count == 0:  # no row of any rank has a gradient: stepping would only replay old momentum
+            if on_policy:
+                experience.when_evaluated()
             return
         for index in range(count):
             if index < len(micro_batches):
@@ -242,13 +245,16 @@ class GRPOLambdaModule(PolicyModule):
                 loss = self._evaluate(experience, rows[:1]).log_probs.sum() * 0.0
             # Strategies average gradients over ranks; the normaliser is already global, so the sum is wanted.
             self.accumulate(loss * self.trainer.world_size, last=index + 1 == count)
+        if on_policy:
+            experience.when_evaluated()
         self.optimizer_step_clipped(sums)
 
-    def _evaluate(self, experience: "Experience", rows: torch.Tensor) -> TokenStatistics:
-        """[R, W] log-probs of the policy, with gradient, as wide as the longest of ``rows``; entropies for a bonus."""
+    def _evaluate(self, experience: "Experience", rows: torch.Tensor, with_entropy: bool = False) -> TokenStatistics:
+        """[R, W] log-probs of the policy, with gradient, as wide as the longest of ``rows``; entropies for a bonus, or
+        where they are asked for."""
         part = experience.tokens.select(rows).to(self.device)
         bonus = self.objective.entropy_bonus > 0
-        return token_log_probs(self.policy, part, experience.temperature, entropy_gradient=bonus)
+        return token_log_probs(self.policy, part, experience.temperature, with_entropy, entropy_gradient=bonus)
 
     def _loss(
         self,
@@ -261,15 +267,17 @@ class GRPOLambdaModule(PolicyModule):
         sums: MetricSums,
     ) -> torch.Tensor:
         """The loss over one micro-batch."""
-        policy = self._evaluate(experience, rows)
+        policy = self._evaluate(experience, rows, with_entropy=on_policy)
         log_probs = policy.log_probs
         rows = rows.to(self.device, non_blocking=True)
 
         def of_rows(values: torch.Tensor | None) -> torch.Tensor | None:
             return None if values is None else values[rows, : log_probs.shape[1]]
 
-        # At the first step the policy is π_old: its ratio is 1, whatever two evaluations differ by in rounding.
-        old = log_probs.detach() if on_policy else of_rows(experience.old_log_probs)
+        if on_policy:  # the policy is π_old: the ratio is 1, whatever two evaluations would differ by in rounding
+            assert policy.entropy is not None, "was asked for"
+            experience.take_old(rows, log_probs.detach(), policy.entropy.detach())
+        old = of_rows(experience.old_log_probs)
         loss, metrics = policy_objective(
             log_probs,
             old,
@@ -278,8 +286,8 @@ class GRPOLambdaModule(PolicyModule):
             of_rows(experience.loss_mask),
             self.objective,
             normaliser=total,
-            importance_weights=of_rows(experience.importance_weights),
-            entropy=policy.entropy,
+            importance_weights=experience.corrected(rows, log_probs.shape[1]),
+            entropy=policy.entropy if self.objective.entropy_bonus > 0 else None,
             counted=of_rows(counted),
         )
         self._record(metrics, rows, log_probs.detach() - old, sums)

@@ -1,5 +1,6 @@
 """What a rollout leaves behind, and the tensors that one RL iteration learns from."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from app.data.problems import Problem, PromptBatch
 from app.engines.engine import Completion
 from app.errors import ConfigurationError
 from app.grading.thinking import thinking_from_state
+from app.rollout.mismatch import CorrectionSettings, importance_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,14 +72,18 @@ class Experience:
         tokens: prompts and completions, padded; its ``completion_mask`` is that of the real tokens.
         loss_mask: [B, T] the tokens that the loss counts (truncated completions may be masked out of it).
         rewards: [P, G] float32, NaN where no reward function could score.
-        old_log_probs: [B, T] of the policy that the update starts from, evaluated by the trainer.
+        old_log_probs: [B, T] of the policy that the update starts from (π_old), evaluated by the trainer. Those of the
+            rows in ``pending`` are 0 until the update's first step, whose forward pass gives them.
         ref_log_probs: [B, T] of the frozen reference, or None at β = 0.
         sampler_log_probs: [B, T] as the engine reported them.
-        entropy: [B, T] of the policy that the update starts from, in nats.
+        entropy: [B, T] of π_old, in nats; pending as ``old_log_probs``.
         temperature: of sampling; log-probs are taken at the same one.
         metrics: what the rollout already knows; the update adds to it and the module logs the whole.
         plan: which rows are trained on together.
-        importance_weights: [B, T] corrections for engine/trainer mismatch, or None.
+        correction: how the loss is corrected for the engine's other log-probs, or None.
+        importance_weights: [B, T] what that came to for the rows that were trained on, or None.
+        pending: rows whose π_old the update's first step evaluates.
+        when_evaluated: called once, when π_old is known of every row and nothing has been learned yet. Collective.
     """
 
     rollout: Rollout
@@ -91,12 +97,33 @@ class Experience:
     temperature: float
     metrics: "MetricSums"
     plan: "UpdatePlan"
+    correction: CorrectionSettings | None = None
     importance_weights: torch.Tensor | None = None
+    pending: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    when_evaluated: Callable[[], None] = lambda: None
 
     @property
     def iteration(self) -> int:
         """The RL iteration, from 0."""
         return self.rollout.batch.iteration
+
+    def take_old(self, rows: torch.Tensor, log_probs: torch.Tensor, entropy: torch.Tensor) -> None:
+        """Keeps what the update's first step found of R ``rows``: [R, W] each, W at most T."""
+        self.old_log_probs[rows, : log_probs.shape[1]] = log_probs
+        self.entropy[rows, : entropy.shape[1]] = entropy
+
+    def corrected(self, rows: torch.Tensor, width: int) -> torch.Tensor | None:
+        """[R, width] importance weights of R ``rows``, kept in ``importance_weights``; None without a correction."""
+        if self.correction is None:
+            return None
+        if self.importance_weights is None:
+            self.importance_weights = torch.zeros_like(self.old_log_probs)
+        sampler, old, mask = (
+            each[rows, :width] for each in (self.sampler_log_probs, self.old_log_probs, self.loss_mask)
+        )
+        found = importance_weights(sampler, old, mask, self.correction)
+        self.importance_weights[rows, :width] = found
+        return found
 
 
 def rollout_state(rollout: Rollout) -> dict[str, Any]:

@@ -50,9 +50,13 @@ def _record_verdicts(sums: MetricSums, rollout: Rollout) -> None:
         sums.add(f"verdicts/{reason}", count / graded, graded)
 
 
-def record_experience(experience: Experience) -> None:
-    """Adds to the experience's own metrics what its rollout and its log-probs show before the update."""
+def record_policy(experience: Experience) -> None:
+    """Adds to the experience's own metrics what π_old's log-probs show, once they are known of every row.
+
+    ``updates/old_pass_share`` is the share of rows that took a pass of their own for it.
+    """
     sums, mask = experience.metrics, experience.tokens.completion_mask.bool()
-    record_rollout(sums, experience.rollout)
+    rows = len(mask)
+    sums.add("updates/old_pass_share", 1 - len(experience.pending) / rows, rows)
     sums.add_values("entropy", experience.entropy[mask])
     record_mismatch(sums, experience.sampler_log_probs, experience.old_log_probs, mask)

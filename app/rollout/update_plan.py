@@ -1,7 +1,8 @@
 """Which rows an iteration's optimiser steps take, and which rows share a forward pass.
 
 π_old is evaluated in the very batches that are trained on: in low precision, log-probs of a row change by about 0.005
-nats with the rows and the padding beside it, and traces add that noise up over hundreds of tokens.
+nats with the rows and the padding beside it, and traces add that noise up over hundreds of tokens. The rows of the
+first optimiser step need no pass of their own for it: that step's own forward pass is π_old's.
 
 Shapes: B rows, group by group.
 """
@@ -51,6 +52,11 @@ class UpdatePlan:
     def passes(self) -> list[Tensor]:
         """All rows, in the parts in which they are evaluated."""
         return [part for parts in self.micro_batches for part in parts] + self.others
+
+    @property
+    def beforehand(self) -> list[Tensor]:
+        """The rows that are to be evaluated under π_old before the update: all but those of its first step."""
+        return [part for parts in self.micro_batches[1:] for part in parts] + self.others
 
 
 def plan_updates(groups: int, with_gradient: Tensor, steps: int, split: Callable[[Tensor], list[Tensor]]) -> UpdatePlan:
