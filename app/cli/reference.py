@@ -30,7 +30,7 @@ INTRODUCTION = """\
 
 This page is written by a program: `python -m app.cli.reference > docs/configuration.md` reads the types and defaults
 from the code and the meanings from its docstrings, and a test compares the page with the code. How files are stacked,
-how classes are named, and an example that one can start from stand in [running.md](running.md). What costly keys cost in
+how classes are named, and an example to start from stand in [running.md](running.md). What costly keys cost in
 time and memory stands in [costs.md](costs.md).
 
 A dotted name such as `model.objective.lam` is a level of the file for each dot, or an option of the command line:

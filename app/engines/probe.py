@@ -7,7 +7,7 @@ import torch
 
 from app.engines.engine import Completion, GenerationRequest, PolicyOwner, SamplingSettings
 from app.policy.evaluating import evaluation_mode
-from app.policy.probe import TOLERANCES, ProbeFailure, family, plain_log_probs, probe_rows, refusing, spread
+from app.policy.probe import TOLERANCES, ProbeFailure, family, not_finite, plain_log_probs, probe_rows, refusing, spread
 from app.policy.sharding.gathering import whole_parameters
 from app.seeds import derive_seed
 
@@ -55,6 +55,8 @@ def _difference(module: PolicyOwner, draw: Draw, pads: bool) -> float:
         for completion in group:
             row = [*request.prompt_ids, *completion.token_ids]
             whole = plain_log_probs(policy, row, temperature, device)[len(request.prompt_ids) - 1 :]
+            if not_finite(whole):  # of the weights, not of the cache; the rollout or evaluation names it
+                return 0.0
             drawn = torch.tensor(completion.log_probs, device=device)
             differences.append(float((drawn - whole).abs().mean()))
     return max(differences)
