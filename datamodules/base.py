@@ -18,6 +18,7 @@ from app.data.sft import SFTBatch
 from app.data.sources import Share, Source
 from app.errors import ConfigurationError
 from app.evaluation.results import fingerprint
+from app.policy.context import context_length
 from datamodules.loaders import BenchmarkLoader, IterationLoader, Opaque
 
 if TYPE_CHECKING:
@@ -112,6 +113,12 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
             raise RuntimeError("a data module reads the tokenizer from its trainer's module, and has no trainer")
         tokenizer: PreTrainedTokenizerBase = self.trainer.lightning_module.tokenizer
         return tokenizer
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the policy's longest row, once it is loaded; None where it has no limit."""
+        policy = getattr(self.trainer.lightning_module, "policy", None) if self.trainer else None
+        return None if policy is None else context_length(policy.config)
 
     @property
     def rank(self) -> int:
@@ -280,7 +287,7 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
         return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
     def _benchmark_loader(self, name: str) -> BenchmarkLoader:
-        encoder = PromptEncoder(self.benchmarks[name].prompt or self.prompt, self.tokenizer)
+        encoder = PromptEncoder(self.benchmarks[name].prompt or self.prompt, self.tokenizer, self.context)
         return BenchmarkLoader(
             self.benchmark_problems(name),
             encoder.encode,

@@ -48,7 +48,7 @@ class MathPromptDataModule(ProblemDataModule[PromptBatch]):
 
     @cached_property
     def _encoder(self) -> PromptEncoder:
-        return PromptEncoder(self.prompt, self.tokenizer)
+        return PromptEncoder(self.prompt, self.tokenizer, self.context)
 
     def _make_batch(self, share: Share) -> PromptBatch:
         problems = self._training_source().draw(share)
@@ -69,6 +69,8 @@ class MathPromptDataModule(ProblemDataModule[PromptBatch]):
     def _ready_exclusions(self, train: Source) -> None:
         if self.prompt.max_prompt_tokens is not None and self.prompt.overlong == "drop":
             train.exclude(f"prompt over {self.prompt.max_prompt_tokens} tokens", self._encoder.is_overlong)
+        if train.finite and self.prompt.overlong != "truncate":
+            self._encoder.check_context(train.problems(), train.report.place)
 
     def _check_golds(self, train: Source) -> None:
         """A gold answer that the run's grader cannot read makes its row malformed, where correctness is rewarded.

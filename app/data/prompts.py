@@ -1,6 +1,6 @@
 """From a problem to the token ids that the policy reads."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
@@ -132,6 +132,11 @@ class PromptSettings:
 class PromptEncoder:
     """Settings and a tokenizer together.
 
+    Args:
+        settings: see there.
+        tokenizer: the policy's.
+        context: tokens of the model's longest row, in which a prompt must leave room; None for no limit.
+
     Attributes:
         thinking: how thoughts are marked in completions of these prompts, and whether the prompts end in one.
         chat: the chat template where one is applied, otherwise None.
@@ -141,8 +146,11 @@ class PromptEncoder:
             does not take the messages; or a system prompt could not be shown, or not left out.
     """
 
-    def __init__(self, settings: PromptSettings, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(
+        self, settings: PromptSettings, tokenizer: "PreTrainedTokenizerBase", context: int | None = None
+    ) -> None:
         self.settings, self.tokenizer, self.style = settings, tokenizer, settings.resolve()
+        self.context = context
         self.chat = self._chat_template()
         self._system = self.style.system
         if self.chat is not None:
@@ -180,8 +188,8 @@ class PromptEncoder:
         """The token ids of each problem's prompt, none longer than ``max_prompt_tokens``.
 
         Raises:
-            ConfigurationError: a prompt is longer, and ``overlong`` is not ``truncate``; the chat template refuses a
-                problem's history.
+            ConfigurationError: a prompt is longer, and ``overlong`` is not ``truncate``, or leaves no room in the
+                context; the chat template refuses a problem's history.
         """
         encoded = self._ids([self._text_of(problem) for problem in problems])
         return [self._within_limit(problem, ids) for problem, ids in zip(problems, encoded, strict=True)]
@@ -219,6 +227,7 @@ class PromptEncoder:
     def _within_limit(self, problem: Problem, ids: list[int]) -> list[int]:
         limit = self.settings.max_prompt_tokens
         if limit is None or len(ids) <= limit:
+            self._check_context(f"{problem.source} {problem.id}", ids)
             return ids
         if self.settings.overlong != "truncate":
             raise ConfigurationError(
@@ -227,6 +236,27 @@ class PromptEncoder:
                 key="prompt.max_prompt_tokens",
             )
         return self._truncated(problem, ids, limit)
+
+    def check_context(self, problems: Iterable[Problem], place: Callable[[Problem], str]) -> None:
+        """Refuses problems whose prompts leave no room in the context; ``place`` names the row of one.
+
+        Tokenises only what is long enough: a token stands for at least one byte, apart from a few that are added.
+        """
+        if self.context is None:
+            return
+        around = len(self.text("1").encode()) + 64
+        for problem in problems:
+            turns = (problem.problem, *(content for _, content in problem.history))
+            if around + sum(len(turn.encode()) + 64 for turn in turns) >= self.context:
+                self._check_context(place(problem), self._ids([self._text_of(problem)])[0])
+
+    def _check_context(self, place: str, ids: list[int]) -> None:
+        if self.context is not None and len(ids) >= self.context:
+            raise ConfigurationError(
+                f"the prompt of {place} has {len(ids)} tokens, which leave no room in the model's context of "
+                f"{self.context}: set a limit, above which problems are dropped",
+                key="data.prompt.max_prompt_tokens",
+            )
 
     def _truncated(self, problem: Problem, ids: list[int], limit: int) -> list[int]:
         """Cuts the statement's end and leaves the rest of the prompt whole."""

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from app.cli.main import main
 from app.errors import ConfigurationError
 from datamodules import MathPromptDataModule
 from modules import GRPOLambdaModule
+from tests.cli.small_run import small_run
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ["--config", str(ROOT / "configs/quickstart/grpo_lambda.yaml")]
@@ -93,6 +95,21 @@ def test_a_reader_that_has_read_enough_ends_the_command_quietly(arguments: list[
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_prompt_longer_than_the_context_is_named_by_its_row_before_the_first_iteration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"problem": "1 + 1 = ?", "answer": "2"}] * 40 + [{"problem": "1 + " * 200, "answer": "200"}]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    arguments = small_run(tmp_path, {"class_path": "TransformersEngine"})
+    source = {"class_path": "JsonLinesSource", "init_args": {"path": str(tmp_path / "rows.jsonl")}}
+    assert main([*arguments, "--data.train", json.dumps(source), "--data.iterations", "10"]) == 2
+    shown = capsys.readouterr().err
+    assert "data.prompt.max_prompt_tokens: the prompt of " in shown
+    assert "rows.jsonl: row 41 has " in shown
+    assert "context of 256" in shown
+    assert "iteration 1" not in shown
 
 
 def test_an_unknown_command_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:

@@ -154,6 +154,32 @@ def test_a_limit_below_the_template_is_refused() -> None:
         encoder.encode([problem("What is 12 ?")])
 
 
+@pytest.mark.parametrize("chat", [None, CHATML])
+def test_a_prompt_without_room_in_the_context_is_named_whatever_the_limit(chat: str | None) -> None:
+    encoder = PromptEncoder(PromptSettings(), subword_tokenizer(chat), context=60)
+    short, long = problem("What is 12 ?"), problem("What is " + "12 + " * 40)
+    assert encoder.encode([short]) == [encoder.ids(short.problem)]
+    encoder.check_context([short], place=lambda each: each.id)
+    with pytest.raises(ConfigurationError, match=r"the prompt of set p has \d+ tokens, .* context of 60"):
+        encoder.encode([long])
+    with pytest.raises(ConfigurationError, match=r"the prompt of row 7 has \d+ tokens"):
+        encoder.check_context([short, long], place=lambda each: "row 7")
+    PromptEncoder(PromptSettings(), subword_tokenizer(chat)).check_context([long], place=lambda each: each.id)
+
+
+@given(statement=st.text(max_size=80))
+@settings(derandomize=True, max_examples=100, deadline=None)
+def test_what_is_not_tokenised_does_fit(statement: str) -> None:
+    """The check passes over short texts by their bytes alone."""
+    plain = PromptEncoder(PromptSettings(), subword_tokenizer(CHATML))
+    length = len(plain.ids(statement))
+    exact = PromptEncoder(PromptSettings(), subword_tokenizer(CHATML), context=length)
+    with pytest.raises(ConfigurationError, match="no room"):
+        exact.check_context([problem(statement)], place=lambda each: each.id)
+    roomy = PromptEncoder(PromptSettings(), subword_tokenizer(CHATML), context=length + 1)
+    roomy.check_context([problem(statement)], place=lambda each: each.id)
+
+
 def test_nothing_encodes_to_nothing() -> None:
     assert PromptEncoder(PromptSettings(), subword_tokenizer()).encode([]) == []
 
