@@ -141,7 +141,8 @@ def _listed(description: str, cls: type) -> str:
 
     def names(pointer: re.Match[str]) -> str:
         module, _, registry = pointer[1].rpartition(".")
-        return ", ".join(f"``{name}``" for name in getattr(sys.modules[module or cls.__module__], registry))
+        known = list(getattr(sys.modules[module or cls.__module__], registry))
+        return ", ".join(f"``{name}``" for name in known) if isinstance(known[0], str) else f"``{pointer[1]}``"
 
     return re.sub(r":data:`([\w.]+)`", names, description)
 
@@ -269,7 +270,7 @@ def slug(title: str) -> str:
 
 def _sentence(meaning: str) -> str:
     text = " ".join(_markdown(meaning).split())
-    plain = re.match(r"[a-z]+(-[a-z]+)*[,;:.]?( |$)", text)  # no key, number or Greek letter
+    plain = re.match(r"(a|[a-z]{2,})(-[a-z]+)*[,;:.]?( |$)", text)  # no key, number or symbol
     return text[:1].upper() + text[1:] if plain else text
 
 
