@@ -182,6 +182,7 @@ class RolloutCallback(Callback):
             self.mismatch.preflight_limit,
             module.reference,
             pad_rollout(experience.rollout, module.tokenizer, templated=False).to(module.device),
+            corrected=self.mismatch.correction is not None,
         )
 
     def _report_tied(self, rollout: Rollout) -> None:

@@ -6,6 +6,7 @@ been other than the trainer thinks. The one that explains most of the difference
 Shapes: B rows, T completion tokens, V vocabulary.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 
     from app.policy.packing import TokenBatch
 
+log = logging.getLogger(__name__)
+
 ROWS = 8
 """Rows of the rollout whose log-probs are compared."""
 EXCERPT_ROWS, EXCERPT_TOKENS = 2, 64
 """Rows, and tokens a row, that hypotheses are evaluated on: whole distributions of them fit beside any training run."""
 EXPLAINED = 0.25
 """A hypothesis is named if it leaves less than this share of the difference."""
+CORRECT = "correct for it by importance weights (rollouts.mismatch.correction: {})"
 TEMPERATURES = tuple(0.25 * 2 ** (step / 8) for step in range(33))
 TOP_PS = (0.95, 0.9, 0.8, 0.7, 0.5)
 TOP_KS = (2, 5, 10, 20, 50, 100)
@@ -46,12 +50,14 @@ class Hypothesis:
         advice: what to look at.
         log_probs: [B, T] that the engine would report if it were true.
         noise: True where the cause only says how large the difference would be, not what it is token by token.
+        corrected: True where importance weights make up for it, so that a run that has them may go on.
     """
 
     cause: str
     advice: str
     log_probs: Tensor
     noise: bool = False
+    corrected: bool = False
 
 
 class MismatchError(CommonError):
@@ -75,6 +81,7 @@ def check_first_rollout(
     limit: float = 0.02,
     old_policy: "PreTrainedModel | None" = None,
     other_prompts: "TokenBatch | None" = None,
+    corrected: bool = False,
 ) -> float:
     """The mean |difference| a token over the first ``ROWS`` rows of this rank, where no rank exceeds ``limit``.
 
@@ -90,6 +97,8 @@ def check_first_rollout(
         ranks: those that learn together.
         limit: nats a token; engines in float32 differ by 1e-6, one in bfloat16 from a trainer in float32 by 0.03.
         old_policy, other_prompts: see :func:`policy_hypotheses`.
+        corrected: whether the run has importance weights (``rollouts.mismatch.correction``): a difference whose cause
+            they make up for on every rank is then said and passes.
 
     Raises:
         MismatchError: the limit is exceeded.
@@ -105,8 +114,16 @@ def check_first_rollout(
     sampler, trainer = (_windowed(each, windows, few.completion_mask) for each in (sampler, trainer))
     with whole_parameters(policy), whole_parameters(old_policy):
         hypotheses = list(policy_hypotheses(policy, few, sampling, old_policy, others))
-    found = (difference, *_likeliest(sampler, trainer, few.completion_mask, hypotheses))
-    worst, cause, advice = max(ranks.gathered([found])[0])
+    likely = _likeliest(sampler, trainer, few.completion_mask, hypotheses)
+    all_found = ranks.gathered([(difference, likely.cause, likely.advice, likely.corrected)])[0]
+    worst, cause, advice, _ = max(all_found)
+    if corrected and all(found[0] <= limit or found[3] for found in all_found):
+        log.warning(
+            "engine and trainer differ by %.2g nats a token: %s, which rollouts.mismatch.correction corrects",
+            worst,
+            cause,
+        )
+        return difference
     raise MismatchError(worst, limit, cause, advice)
 
 
@@ -148,17 +165,17 @@ def _distance(first: Tensor, second: Tensor, mask: Tensor) -> float:
     return float(_differences(first, second, mask).sum() / mask.sum())
 
 
-def _likeliest(sampler: Tensor, trainer: Tensor, mask: Tensor, hypotheses: list[Hypothesis]) -> tuple[str, str]:
+def _likeliest(sampler: Tensor, trainer: Tensor, mask: Tensor, hypotheses: list[Hypothesis]) -> Hypothesis:
     difference = _distance(sampler, trainer, mask)
     exact = [hypothesis for hypothesis in hypotheses if not hypothesis.noise]
     left = [_distance(sampler, hypothesis.log_probs, mask) for hypothesis in exact]
     if exact and min(left) < EXPLAINED * difference:
-        best = exact[left.index(min(left))]
-        return best.cause, best.advice
+        return exact[left.index(min(left))]
     for hypothesis in hypotheses:
         if hypothesis.noise and difference < _distance(trainer, hypothesis.log_probs, mask) / EXPLAINED:
-            return hypothesis.cause, hypothesis.advice
-    return "unknown", "No setting that was tried explains it: compare the engine's model with the policy's."
+            return hypothesis
+    advice = "No setting that was tried explains it: compare the engine's model with the policy's."
+    return Hypothesis("unknown", advice, trainer)
 
 
 def policy_hypotheses(
@@ -221,8 +238,9 @@ def truncation_hypotheses(logits: Tensor, ids: Tensor, sampling: SamplingSetting
         yield Hypothesis(
             "top-p/top-k",
             f"The engine's log-probs fit {name}, the trainer's are of the whole distribution: switch truncation off, "
-            "or correct for it by importance weights.",
+            f"or {CORRECT}.",
             torch.where(possible, chosen - mass.log(), -torch.inf),
+            corrected=True,
         )
 
 
@@ -252,8 +270,9 @@ def _precision_hypothesis(policy: "PreTrainedModel", tokens: "TokenBatch", tempe
         rounded = token_log_probs(policy, tokens, temperature).log_probs
     return Hypothesis(
         "dtype",
-        "The difference is that of rounding, the policy computes in float32: set engine.dtype to policy, or correct by "
-        "importance weights.",
+        "The difference is that of rounding, the policy computes in float32: set engine.dtype to policy, or "
+        f"{CORRECT}.",
         rounded,
         noise=True,
+        corrected=True,
     )

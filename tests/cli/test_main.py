@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import typing
@@ -110,6 +111,17 @@ def test_a_prompt_longer_than_the_context_is_named_by_its_row_before_the_first_i
     assert "rows.jsonl: row 41 has " in shown
     assert "context of 256" in shown
     assert "iteration 1" not in shown
+
+
+def test_the_preflights_advice_on_truncation_is_one_that_a_run_can_follow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = small_run(tmp_path, {"class_path": "TransformersEngine"})
+    arguments += ["--rollouts.sampling.top_k", "2", "--rollouts.sampling.max_new_tokens", "8", "--data.iterations", "1"]
+    assert main(arguments) == 1
+    advice = re.search(r"rollouts\.mismatch\.correction: \{\}", capsys.readouterr().err)
+    assert advice is not None
+    assert main([*arguments, *f"--{advice[0]}".split(": ")]) == 0
 
 
 def test_an_unknown_command_is_refused_at_once(capsys: pytest.CaptureFixture[str]) -> None:

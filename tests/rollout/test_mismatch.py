@@ -211,11 +211,35 @@ def test_truncation(policy: PreTrainedModel, sampling: SamplingSettings, told: b
     assert _cause(policy, tokens, reported, sampling if told else SamplingSettings()) == "top-p/top-k"
 
 
+@pytest.mark.parametrize("sampling", [SamplingSettings(top_p=0.8), SamplingSettings(top_k=5)], ids=["top-p", "top-k"])
+def test_truncation_passes_where_the_run_corrects_for_it_as_the_advice_says(
+    policy: PreTrainedModel, sampling: SamplingSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokens = _sampled(policy, sampling)
+    with torch.no_grad():
+        own = token_log_probs(policy, tokens).log_probs
+    given = (policy, tokens, _reported(policy, tokens, sampling), own, sampling, RolloutRanks())
+    with pytest.raises(MismatchError, match=r"or correct for it .*\(rollouts.mismatch.correction: \{\}\)"):
+        check_first_rollout(*given)
+    assert check_first_rollout(*given, corrected=True) > 0.02
+    assert "top-p/top-k, which rollouts.mismatch.correction corrects" in caplog.text
+
+
+def test_importance_weights_do_not_excuse_another_cause(policy: PreTrainedModel) -> None:
+    sampling = SamplingSettings(temperature=0.6)
+    tokens = _sampled(policy, sampling)
+    assert _cause(policy, tokens, _reported(policy, tokens, sampling), corrected=True) == "temperature"
+
+
 def test_dtype(policy: PreTrainedModel) -> None:
     """Weights rounded to bfloat16, computed in float32: noise of that size, but not the probe's very own."""
     engine = copy.deepcopy(policy).to(torch.bfloat16).float()
     tokens = _sampled(engine, SamplingSettings())
-    assert _cause(policy, tokens, _reported(engine, tokens, SamplingSettings()), limit=1e-3) == "dtype"
+    reported = _reported(engine, tokens, SamplingSettings())
+    assert _cause(policy, tokens, reported, limit=1e-3) == "dtype"
+    with torch.no_grad():
+        own = token_log_probs(policy, tokens).log_probs
+    assert check_first_rollout(policy, tokens, reported, own, SamplingSettings(), RolloutRanks(), 1e-3, corrected=True)
 
 
 def test_tied_head(policy: PreTrainedModel) -> None:
