@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md: they run as they stand, and what is quoted from the code is the code's."""
+"""Examples of code in the documentation: they run as they stand, and what is quoted from the code is the code's."""
 
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,13 @@ def test_the_reward_scores_as_its_test_expects() -> None:
     marks = names["test_values_counted_by_hand"].pytestmark
     for text, expected in marks[0].args[1]:
         names["test_values_counted_by_hand"](text, expected)
+
+
+def test_a_function_of_ones_own_is_a_reward() -> None:
+    from tests.rewards.test_functions import sample
+
+    (code,) = [content for language, content in Page(ROOT / "docs" / "rewards.md").blocks if language == "python"]
+    assert run(code)["brevity"]([sample("x", n_tokens=10)]) == [pytest.approx(0.9)]
 
 
 def test_the_source_reads_a_file(tmp_path: Path) -> None:
