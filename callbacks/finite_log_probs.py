@@ -1,5 +1,6 @@
-"""Ends a run whose log-probs are not finite, before it learns from them, and says where that came from."""
+"""Ends a run whose log-probs are not finite before it learns from them, says where they came from, keeps samples."""
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -7,12 +8,21 @@ from lightning import Trainer
 
 from app.errors import DivergenceError
 from app.policy.finite import watched_modules
-from app.rollout.not_finite import bad_samples, bad_tokens, keep_samples, message, worst_source
+from app.rollout.not_finite import (
+    bad_samples,
+    bad_tokens,
+    keep_samples,
+    message,
+    suspected_samples,
+    worst_source,
+)
 from callbacks.run_folder import run_folder
 
 if TYPE_CHECKING:
     from app.rollout.experience import Experience
     from modules.grpo_lambda import GRPOLambdaModule
+
+log = logging.getLogger(__name__)
 
 
 def check_log_probs(trainer: Trainer, module: "GRPOLambdaModule", experience: "Experience") -> None:
@@ -34,6 +44,19 @@ def check_log_probs(trainer: Trainer, module: "GRPOLambdaModule", experience: "E
     if trainer.is_global_zero:
         keep_samples(samples, file)
     raise DivergenceError(message(samples, rows, iteration, origin, file))
+
+
+def keep_suspects(trainer: Trainer, module: "GRPOLambdaModule") -> None:
+    """Writes down the samples of optimiser steps whose gradient was not finite. Each rank has a file of its own, for a
+    run may end with such a step."""
+    if not getattr(module, "suspects", None) or module.experience is None or module.last_log_ratio is None:
+        return
+    rank, iteration = trainer.global_rank, module.experience.iteration + 1
+    samples = suspected_samples(module.experience, module.suspects, module.last_log_ratio, rank)
+    file = run_folder(trainer) / "not_finite" / f"iteration-{iteration:06d}-update-rank{rank}.json"
+    keep_samples(samples, file)
+    module.suspects = []
+    log.warning("iteration %d: samples of the step whose gradient is not finite are kept in %s", iteration, file)
 
 
 def _first_module(

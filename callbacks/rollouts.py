@@ -24,7 +24,7 @@ from app.engines.engine import RolloutEngine, SamplingSettings
 from app.engines.faults import GuardedEngine
 from app.engines.ranks import RolloutRanks
 from app.engines.transformers_engine import TransformersEngine
-from app.errors import ConfigurationError, require
+from app.errors import ConfigurationError, DivergenceError, require
 from app.rewards.correctness import CorrectnessReward
 from app.rewards.reward import RewardFunction
 from app.rewards.weighted import WeightedRewards
@@ -37,7 +37,7 @@ from app.rollout.mismatch import MismatchSettings
 from app.rollout.preflight import check_first_rollout
 from app.rollout.schedule import RolloutSchedule, ScheduleSettings
 from app.stopping import STOP
-from callbacks.finite_log_probs import check_log_probs
+from callbacks.finite_log_probs import check_log_probs, keep_suspects
 
 if TYPE_CHECKING:
     from modules.grpo_lambda import GRPOLambdaModule
@@ -206,6 +206,7 @@ class RolloutCallback(Callback):
         - ``tokens/per_second``: tokens of this iteration's rollout over its ``time/iteration``.
         """
         assert pl_module.experience is not None
+        keep_suspects(trainer, pl_module)
         self.schedule.done()
         rollout = pl_module.experience.rollout
         counted = pl_module.gather_objects((rollout.generated_tokens, rollout.generated_completions, STOP.received))
@@ -237,7 +238,9 @@ class RolloutCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: "GRPOLambdaModule", exception: BaseException) -> None:
+        if isinstance(exception, DivergenceError):
+            keep_suspects(trainer, pl_module)
         if self.close():
             rank_zero_info(
                 "The rollout that was being generated ahead is given up: a resumed run draws it with newer weights."

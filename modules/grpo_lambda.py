@@ -78,6 +78,8 @@ class GRPOLambdaModule(PolicyModule):
         self.experience: Experience | None = None
         # [B, T] log π_θ − log π_old as each row's last update saw it; NaN on rows that took no part.
         self.last_log_ratio: torch.Tensor | None = None
+        # Rows of the iteration's optimiser steps whose gradient was not finite.
+        self.suspects: list[torch.Tensor] = []
         # In a list, so that torch does not register it: checkpoints must not carry the frozen reference.
         self._reference: list[PreTrainedModel] = []
 
@@ -193,6 +195,7 @@ class GRPOLambdaModule(PolicyModule):
         started, sums = time.perf_counter(), experience.metrics
         advantages, counted = self._advantages(experience.rewards), self._counted(experience)
         self.last_log_ratio = torch.full_like(experience.old_log_probs, float("nan"))
+        self.suspects = []
         for update in range(self.updates.per_rollout):
             for step in range(self.updates.mini_batches):
                 self._update(experience, advantages, counted, step, update + step == 0, sums)
@@ -247,7 +250,9 @@ class GRPOLambdaModule(PolicyModule):
             self.accumulate(loss * self.trainer.world_size, last=index + 1 == count)
         if on_policy:
             experience.when_evaluated()
-        self.optimizer_step_clipped(sums)
+        self.suspects.append(torch.cat([part.cpu() for part in micro_batches]) if micro_batches else rows[:0])
+        if self.optimizer_step_clipped(sums):
+            self.suspects.pop()
 
     def _evaluate(self, experience: "Experience", rows: torch.Tensor, with_entropy: bool = False) -> TokenStatistics:
         """[R, W] log-probs of the policy, with gradient, as wide as the longest of ``rows``; entropies for a bonus, or

@@ -154,10 +154,13 @@ class PolicyModule(Probed):
         self._group_settings = group_settings(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
-    def optimizer_step_clipped(self, sums: MetricSums) -> None:
+    def optimizer_step_clipped(self, sums: MetricSums) -> bool:
         """Clips the gradient's global norm, steps and clears; the norm before clipping goes to ``sums``.
 
         A gradient that is not finite would turn every weight into NaN: its step is left out, which is logged.
+
+        Returns:
+            Whether it was finite.
 
         Raises:
             DivergenceError: so were the ones before it.
@@ -176,6 +179,7 @@ class PolicyModule(Probed):
         self._not_finite = 0 if finite else self._not_finite + 1
         if not finite:
             self._report_not_finite("its sum of squares overflows" if found is None else f"that of {found}")
+        return finite
 
     def _report_not_finite(self, found: str) -> None:
         where = f"iteration {self.trainer.fit_loop.epoch_loop.batch_idx + 1}"

@@ -51,6 +51,24 @@ def bad_samples(experience: "Experience", bad: Mapping[str, Tensor], rank: int) 
     ]
 
 
+def suspected_samples(experience: "Experience", steps: Sequence[Tensor], log_ratio: Tensor, rank: int) -> list[dict]:
+    """Rows of this rank that a gradient that is not finite may come of, as :func:`bad_samples` gives them.
+
+    Args:
+        steps: for each such optimiser step its rows, on the CPU.
+        log_ratio: [B, T] as the update saw it: where some of a step's are not finite, others are not suspected.
+        rank: this one.
+    """
+    ended = ~log_ratio.isfinite().cpu() & experience.tokens.completion_mask.cpu()
+    found = []
+    for rows in steps:
+        bad = ended[rows].any(1)
+        for row in (rows[bad] if bad.any() else rows).tolist():
+            first = int(ended[row].int().argmax()) if ended[row].any() else None
+            found.append({"source": "update", "rank": rank, "first_token": first, **_sample(experience, row)})
+    return found
+
+
 def _rows_of(chosen: Tensor) -> list[int]:
     return chosen.nonzero()[:, 0].tolist()
 

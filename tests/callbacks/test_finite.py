@@ -69,7 +69,7 @@ class Overflowing(TransformersEngine):
 
     def generate(self, requests: Any) -> Any:
         groups = super().generate(requests)
-        groups[0][1].log_probs[2] = float("-inf")
+        groups[0][-1].log_probs[2] = float("-inf")
         return groups
 
 
@@ -127,3 +127,20 @@ def test_validate_of_a_policy_that_overflows_scores_nothing(
         validate(tmp_path, loaded.module(overflow))
     assert "accuracy" not in capsys.readouterr().out
     assert not list(tmp_path.rglob("results.json"))
+
+
+def test_an_evaluation_in_which_some_problem_overflows_gives_no_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = BenchmarkEvaluation(
+        SamplingSettings(temperature=0.0, max_new_tokens=6), engine=Overflowing(), grader_workers=1
+    )
+    data = make_data(iterations=1, benchmarks=make_benchmarks(2))
+    expected = (
+        r"^the evaluation gives no scores: log-probs are not finite in completions of 1 problems, the first '.*' of"
+    )
+    with pytest.raises(DivergenceError, match=expected):
+        make_trainer(tmp_path, [scores]).validate(make_module(), datamodule=data)
+    assert "accuracy" not in capsys.readouterr().out
+    samples = [line for file in tmp_path.rglob("*.jsonl") for line in file.read_text().splitlines()]
+    assert len(samples) == 1  # of the other problem

@@ -1,5 +1,6 @@
 """One ``training_step`` is one iteration: what it learns, and what must not change it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,11 @@ def test_a_gradient_that_is_not_finite_costs_its_step_alone(tmp_path: Path) -> N
     with pytest.warns(UserWarning, match=expected):
         fit(tmp_path, module, make_data(), [make_rollouts(), recorder, NotFinite(1)])
     assert [metrics["updates/not_finite"] for metrics in recorder.metrics] == [0, 1, 0]
+    (file,) = (tmp_path / "not_finite").iterdir()
+    assert file.name == "iteration-000002-update-rank0.json"
+    kept = json.loads(file.read_text())
+    assert len({sample["row"] for sample in kept}) == 8
+    assert all(sample["source"] == "update" for sample in kept)
     assert equal_weights(recorder.weights[1], recorder.weights[2])
     after = weights_of(module)
     assert not equal_weights(recorder.weights[2], after)
