@@ -39,9 +39,11 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of run")
     parser.add_argument("--kills", type=int, default=15, help="of each kind")
     parser.add_argument("--seed", type=int, default=1, help="of the order of moments, and of those at random")
-    parser.add_argument("--output", type=Path, help="a JSON file; a Markdown table is written beside it")
+    parser.add_argument("--output", type=Path, help="a JSON file, whose other kinds stay; a Markdown table beside it")
     options = parser.parse_args()
     report: dict[str, Any] = {"machine": describe_machine(), "versions": versions(), "seed": options.seed, "kinds": {}}
+    if options.output and options.output.exists():
+        report["kinds"] = json.loads(options.output.read_text())["kinds"]
     for kind in options.kinds:
         with tempfile.TemporaryDirectory() as folder:
             report["kinds"][kind] = run_kind(kind, Path(folder), options.kills, random.Random(options.seed))
