@@ -72,7 +72,7 @@ class KillAt(Callback):
         places: dict[str, Callable[[], None]] = {
             "start": self._now,
             "rollout": lambda: self._during(rollouts.engine.engine, "generate"),
-            "grading": lambda: self._during(WeightedRewards, "__call__"),
+            "grading": lambda: self._at_call(WeightedRewards, "_total"),  # a call for each completion
             "checkpoint": lambda: self._during(trainer, "save_checkpoint"),
             "before the checkpoint takes its place": lambda: self._before(callbacks.iteration_checkpoint, "install"),
             "before the link": lambda: self._around_link(before=True),
@@ -100,6 +100,16 @@ class KillAt(Callback):
         self.times += 1
         if self.times == self.occurrence:
             self._kill()
+
+    def _at_call(self, owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def call(*arguments: Any, **named: Any) -> Any:
+            self._now()
+            return original(*arguments, **named)
+
+        setattr(owner, name, call)
 
     def _before(self, owner: Any, name: str, of: str = "") -> None:
         original = getattr(owner, name)
@@ -152,6 +162,8 @@ class KillAt(Callback):
 
     def _kill(self) -> None:
         running = [_functions(frame) for frame in sys._current_frames().values()]
+        if not any(MOMENTS[self.moment] in names for names in running):
+            return  # over meanwhile: the next call has its turn
         self.witness.write_text(json.dumps({"moment": self.moment, "running": running, "pid": os.getpid()}))
         os.kill(os.getpid(), signal.SIGKILL)
 
