@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "separate engine": (SEPARATE, []),
     "ahead": (SEPARATE, ["--rollouts.schedule.generate_ahead", "true"]),
 }
-ITERATIONS = 40
+ITERATIONS = 60
 
 
 def main() -> int:
@@ -77,7 +77,7 @@ def run_kind(kind: str, folder: Path, count: int, numbers: random.Random) -> dic
 
 def _kill(run: KilledRun, moment: str | None, seconds: float, kind: str, numbers: random.Random) -> Kill:
     if moment is None:
-        return run.kill_at_random(numbers.uniform(0, seconds))
+        return run.kill_at_random(numbers.uniform(0, 0.4 * seconds))  # so that it is not over
     everywhere = moment in ("start", "rollout", "grading", "update", "evaluation")  # the rest is rank 0's
     return run.kill(moment, rank=numbers.randrange(2) if everywhere and kind == "two ranks" else 0)
 
