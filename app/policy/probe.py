@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOLERANCES = {torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
+TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.02, torch.bfloat16: 0.1}
 """Mean difference a token, in nats at a temperature of the logits' own spread. Between ways to compute the same, 160
 families of random weights differ by at most 1e-5 in float32; 0.1 is what the first rollout may differ by, too. What is
 wrong differs by 0.1 to 4."""
