@@ -19,7 +19,7 @@ Train math-reasoning language models with GRPO-λ, and evaluate them.
   --config FILE         later files and options override earlier ones
   --KEY VALUE           any key of the configuration, such as --model.objective.lam 0.98
   --print_config        print the resulting configuration and stop
-  --dry_run             print the batches and memory of fit, without loading a weight, and stop
+  --dry_run             print batches and memory, or benchmarks and prompts, without loading a weight, and stop
   --ckpt_path FILE      resume fit from a checkpoint, or validate its weights;
                         last: the newest intact one of the run's name, or a new run
 

@@ -58,7 +58,7 @@ TOP_LEVEL: dict[str, tuple[str, str, str]] = {
     "dry_run": (
         "true or false",
         "`false`",
-        "`fit` prints its batches and memory, without loading a weight, and stops.",
+        "Prints batches and memory, or what an evaluation draws and asks, without loading a weight, and stops.",
     ),
 }
 """Key → type, default and meaning, of what no class of ours describes."""

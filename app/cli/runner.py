@@ -103,7 +103,7 @@ class GRPOLambdaCLI(LightningCLI):
         for target in SEEDED:
             parser.link_arguments("seed_everything", target)
         parser.add_argument("--name", default="run", help="the run's folder below trainer.default_root_dir")
-        parser.add_argument("--dry_run", action="store_true", help="print what fit would do and hold, and stop there")
+        parser.add_argument("--dry_run", action="store_true", help="print what would be done and held, and stop there")
 
     def _parse_ckpt_path(self) -> None:
         """Left out on purpose: a checkpoint's saved arguments would silently override the configuration."""
@@ -146,13 +146,12 @@ class GRPOLambdaCLI(LightningCLI):
         raise ConfigurationError("last is looked for in it: with a logger of your own, set it", key="checkpoint.folder")
 
     def _dry_run(self) -> None:
-        from app.dry_run import Parts, dry_run
+        from app.dry_run import Parts, dry_run, evaluation_dry_run
 
-        if self.subcommand != "fit":
-            raise ConfigurationError("is of fit alone", key="dry_run")
         parts = {key: self._get(self.config_init, key) for key in ("rollouts", "evaluation", "checkpoint", "export")}
         trainer, name = dict(self._get(self.config_init, "trainer")), self._get(self.config_init, "name")
-        print(dry_run(Parts(module=self.model, data=self.datamodule, trainer=trainer, name=name, **parts)))
+        given = Parts(module=self.model, data=self.datamodule, trainer=trainer, name=name, **parts)
+        print(dry_run(given) if self.subcommand == "fit" else evaluation_dry_run(given))
         self.subcommand = None  # LightningCLI runs the subcommand next, where there is one
 
     def instantiate_trainer(self, **kwargs: Any) -> Any:

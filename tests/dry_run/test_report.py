@@ -157,12 +157,6 @@ def test_what_cannot_work_is_refused_in_one_line(
     assert err.strip().splitlines()[-1].startswith("error: ")
 
 
-def test_it_is_of_fit_alone(workspace: Path, capsys: pytest.CaptureFixture) -> None:
-    code, _, err = dry_run(workspace, capsys, command="validate")
-    assert code == 2
-    assert "dry_run: is of fit alone" in err
-
-
 WARNED = {
     ("--rollouts.sampling.top_p", "0.9"): "rollouts.sampling: top_p",
     ("--rollouts.sampling.max_new_tokens", "509"): "context is 512",
