@@ -1,7 +1,6 @@
 """Rollouts by vLLM: in the trainer's process, or in processes or on machines of their own."""
 
 import copy
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from app.engines.weight_sync import SyncRecord
 from app.policy.sharding.merging import Weights, policy_weights
 from app.policy.sharding.wrapping import inner_model
 from app.stopping import STOP
+from app.storage.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -129,9 +129,9 @@ class VLLMEngine(RolloutEngine):
         model = inner_model(module.policy)
         self._dtype = self.settings.engine_dtype(module.compute_dtype)
         self._vocab_size = model.config.vocab_size
-        with tempfile.TemporaryDirectory(prefix="vllm-model-") as folder:
-            write_model_files(model, module.tokenizer, Path(folder))
-            self._max_model_len = self._driven(lambda: self._open(Path(folder), module.device))
+        with ScratchFolder("vllm-model") as folder:
+            write_model_files(model, module.tokenizer, folder)
+            self._max_model_len = self._driven(lambda: self._open(folder, module.device))
         self.start_seconds = time.perf_counter() - started
 
     def _open(self, folder: Path, device: torch.device) -> int:

@@ -2,9 +2,11 @@
 
 import contextlib
 import gc
+import getpass
 import os
 import random
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from app.engines.engine import Completion, GenerationRequest
 from app.engines.vllm.settings import GIB, sampling_params
 from app.engines.weight_sync import Weights
 from app.errors import ConfigurationError
+from app.storage.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from vllm import LLM, CompletionOutput
@@ -76,13 +79,15 @@ class LocalEngine:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         self._owns_process_group = not torch.distributed.is_initialized()
+        self._scratch = ScratchFolder("vllm")
         release_cached_memory()
         # Lightning validates in inference mode; weights that are made in it could not be replaced outside.
-        with torch.inference_mode(False), process_as_it_was(), eager():
+        with torch.inference_mode(False), process_as_it_was(), eager(), temporary_files_in(self._scratch.path):
             try:
                 self.llm = _build(folder, settings)
             except BaseException:
                 self._leave_process_group()
+                self._scratch.close()
                 raise
         self.max_model_len: int = self.llm.model_config.max_model_len
         self.can_sleep = settings.sleep and _sleep_available()
@@ -130,6 +135,7 @@ class LocalEngine:
         LAYERWISE_INFO.clear()
         gc.collect()
         release_cached_memory()
+        self._scratch.close()
 
     def _leave_process_group(self) -> None:
         from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
@@ -252,6 +258,18 @@ def _completion(output: "CompletionOutput") -> Completion:
     ids = list(output.token_ids)
     log_probs = [step[token].logprob for step, token in zip(output.logprobs, ids, strict=True)]
     return Completion(ids, log_probs, "stop" if output.finish_reason == "stop" else "length")
+
+
+@contextlib.contextmanager
+def temporary_files_in(folder: Path) -> Iterator[None]:
+    """Inside, temporary files lie in ``folder``, such as the one by which vLLM's ranks meet, which a kill leaves."""
+    # Compiled code is kept for the next start where torch would keep it without this.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}")
+    former, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = former
 
 
 @contextlib.contextmanager

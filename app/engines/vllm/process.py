@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from app.engines.engine import Completion, GenerationRequest
 from app.engines.faults import EngineFailure, FailureKind
 from app.engines.vllm.wire import pack_requests, receive, send, socket_address, unpack_groups
 from app.errors import ConfigurationError
+from app.storage.scratch import ScratchFolder
 
 PROJECT = Path(__file__).resolve().parents[3]
 SERVER = "app.engines.vllm.server"
@@ -44,10 +44,10 @@ class EngineProcess:
         self.start_timeout_s = start_timeout_s
         self.answer_timeout_s = answer_timeout_s
         self.process: subprocess.Popen[bytes] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: ScratchFolder | None = None
         if address is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="vllm-engine-")
-            address = f"unix:{self._folder.name}/socket"
+            self._folder = ScratchFolder("vllm-engine")
+            address = f"unix:{self._folder.path}/socket"
             self.process = self._launch(address, devices)
             # also at interpreter exit, when nobody called close
             weakref.finalize(self, _kill_group, self.process)
@@ -75,7 +75,7 @@ class EngineProcess:
     @property
     def _log_path(self) -> Path:
         assert self._folder is not None
-        return Path(self._folder.name) / "log"
+        return self._folder.path / "log"
 
     def connect(self) -> None:
         """Waits for the server's socket.
@@ -174,7 +174,7 @@ class EngineProcess:
             _kill_group(self.process)
             self.process = None
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
             self._folder = None
 
 

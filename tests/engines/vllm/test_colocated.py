@@ -6,12 +6,14 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from app.engines.vllm.colocated import Colocated
 from app.engines.vllm.engine import VLLMEngine
 from app.engines.weight_sync import WeightSyncError, as_matrix, sampled_columns
 from app.errors import ConfigurationError
@@ -49,6 +51,18 @@ def started(module: Owner) -> Iterator[VLLMEngine]:
 def engine(started: VLLMEngine, module: Owner) -> VLLMEngine:
     started.sync(module)
     return started
+
+
+def test_the_file_by_which_its_ranks_meet_lies_in_a_folder_that_the_next_start_clears(engine: VLLMEngine) -> None:
+    backend = engine._backend
+    assert isinstance(backend, Colocated)
+    assert list(backend.engine._scratch.path.glob("vllm_dist_*"))
+    assert not [folder for folder in backend.engine._scratch.path.parent.glob("vllm-model-*") if is_held(folder)]
+
+
+def is_held(folder: Path) -> bool:
+    """By this process; others may have engines, too."""
+    return f"process {os.getpid()} on" in (folder / ".lock").read_text()
 
 
 @pytest.mark.parametrize(
