@@ -300,9 +300,9 @@ class KilledRun:
         return time.monotonic() - started
 
     def _samples(self) -> dict[str, list[str]]:
-        """By evaluation; a later run's take the place of a former one's."""
+        """By evaluation that was finished; a later run's take the place of a former one's."""
         found = {}
-        for file in sorted(self.folder.glob("run/version_*/evaluation/*/samples/*.jsonl"), key=_version):
+        for file in sorted(self.folder.glob("run/version_*/evaluation/*/samples/heldout.jsonl"), key=_version):
             rows = [json.loads(line) for line in file.read_text().splitlines()]
             untimed = [{name: row[name] for name in row if "second" not in name} for row in rows]
             found[f"{file.parts[-3]}/{file.name}"] = sorted(json.dumps(row, sort_keys=True) for row in untimed)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 UNFINISHED = ".unfinished"
+_FORMER = ".former" + UNFINISHED
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
@@ -106,12 +107,17 @@ def remove(path: Path) -> None:
 
 
 def clear_unfinished(folder: Path, pattern: str = "*") -> list[Path]:
-    """Removes what a kill left half written in ``folder``, into which nothing else may be writing.
+    """Removes what a kill left half written in ``folder``, into which nothing else may be writing. What had stepped
+    aside for a successor that never came takes its place again.
 
     Returns:
-        What was there.
+        What was removed.
     """
-    left = sorted(folder.glob(pattern + UNFINISHED))
+    for aside in folder.glob(pattern + _FORMER):
+        target = aside.with_name(aside.name.removesuffix(_FORMER))
+        if not target.exists():
+            os.rename(aside, target)
+    left = sorted({*folder.glob(pattern + UNFINISHED), *folder.glob(pattern + _FORMER)})
     for path in left:
         remove(path)
     return left
@@ -133,7 +139,8 @@ def _exchange(one: Path, other: Path) -> None:
         code = ctypes.get_errno()
         if code not in _NO_EXCHANGE:
             raise OSError(code, os.strerror(code), str(other))
-    aside = other.with_name(f"{other.name}.former{UNFINISHED}")
+    aside = other.with_name(other.name + _FORMER)
+    remove(aside)
     os.rename(other, aside)
     os.rename(one, other)
     remove(aside)

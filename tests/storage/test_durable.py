@@ -47,6 +47,26 @@ def test_where_a_system_cannot_exchange_folders_the_former_one_steps_aside(
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+def test_a_kill_while_the_former_one_is_aside_does_not_lose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable.ctypes, "CDLL", lambda *_, **__: object())
+    fresh, target = folder(unfinished(tmp_path / "hf"), "new"), folder(tmp_path / "hf", "old")
+    rename = os.rename
+
+    def killed(one: Path, other: Path) -> None:
+        if Path(one) == fresh:
+            raise KeyboardInterrupt  # stands for a kill: nothing is cleaned up after it
+        rename(one, other)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            install(fresh, target)
+    assert not target.exists()
+    clear_unfinished(tmp_path, "hf")
+    assert (target / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
 def test_a_file_may_take_the_place_of_a_folder_and_a_folder_that_of_a_file(tmp_path: Path) -> None:
     target = tmp_path / "best.ckpt"
     for turn in range(2):
