@@ -9,9 +9,9 @@ from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from app.errors import ConfigurationError, DivergenceError
+from app.policy.exporting import save_policy
 from app.policy.finite import weights_not_finite
 from app.policy.lora import has_adapters, save_adapter
-from app.policy.models import save_policy
 from app.policy.sharding.gathering import whole_weights
 from app.policy.sharding.merging import policy_weights
 from app.policy.sharding.wrapping import plain_model
@@ -90,4 +90,6 @@ def _write(
         if adapters:
             save_adapter(module.policy, adapters, fresh / "adapter")
 
-    save_policy(plain, module.tokenizer, folder, {name: merged[name] for name in names}, add_adapter)
+    save_policy(
+        plain, module.tokenizer, folder, {name: merged[name] for name in names}, add_adapter, module.policy_settings
+    )

@@ -10,8 +10,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "tie_word_embeddings": False},
     # an activation with parameters, which its constructor sets
     "apertus": {"model_type": "apertus"},
+    "phi3": {"model_type": "phi3"},
     # layers that lie in what its family calls layers too
     "mamba": {"model_type": "mamba", "state_size": 8},
+    # first values that are calculated with the parameters themselves
+    "rwkv": {"model_type": "rwkv"},
     # buffers of the layers that the model around them computes
     "falcon_h1": {"model_type": "falcon_h1", "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "head_dim": 8}
     | {"mamba_d_state": 8, "attention_in_multiplier": 0.5, "ssm_multipliers": [0.5, 0.6, 0.7, 0.8, 0.9]},
@@ -35,6 +38,15 @@ def tiny_config(kind: str = "qwen2", vocab_size: int = 72, **changes: Any) -> di
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     rest = {"num_key_value_heads": 2, "vocab_size": vocab_size, "max_position_embeddings": 512}
     return {**sizes, **rest, **SHAPES[kind], **changes}
+
+
+def nested_config() -> dict[str, Any]:
+    """Gemma 3 from 4B on: a language model in a model that can also see; its vocabulary is left out."""
+    text = tiny_config("gemma3_text")
+    del text["model_type"], text["vocab_size"]
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    return {"model_type": "gemma3", "text_config": text, "vision_config": vision, "mm_tokens_per_image": 4}
 
 
 def tiny_model(kind: str = "qwen2", seed: int = 0, spread: float = 5.0, **changes: Any) -> PreTrainedModel:

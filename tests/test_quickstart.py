@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from app.policy.models import load_policy, load_tokenizer, save_policy
+from app.policy.exporting import save_policy
+from app.policy.models import load_policy, load_tokenizer
 from app.quickstart import Outcome, format_outcomes, read_scalars
 from tests.running import policy_settings
 

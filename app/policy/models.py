@@ -4,17 +4,14 @@ Three checks of growing cost: the dataclasses check themselves; :func:`check_pat
 nothing; :func:`check` imports transformers. Nothing here ever runs code that comes with a model.
 """
 
-import contextlib
-import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from app.data.chat import ChatTemplate
-from app.errors import ConfigurationError, closest, require_choice
+from app.errors import ConfigurationError, closest
 from app.policy.checkpoints import (
     check_checkpoint,
     is_checkpoint,
@@ -23,25 +20,21 @@ from app.policy.checkpoints import (
     trained_from,
 )
 from app.policy.lora import add_adapters
+from app.policy.new_config import check_head_sizes, check_vocabulary, new_config
 from app.policy.settings import PolicySettings
 from app.policy.sources import (
-    check_replaceable,
     check_source,
     expanded,
     loading,
     nearest_sibling,
     quiet,
     refuse,
+    refuse_untied,
 )
 from app.policy.tokenizers import NewTokenizerSettings, new_tokenizer
-from app.storage.checksums import list_files, write_list
-from app.storage.durable import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-LEGACY_CONFIG_KEYS = ("rope_theta", "rope_scaling", "torch_dtype")
-"""Configuration keys that transformers still understands though no attribute bears their name."""
 
 
 def check_path(settings: PolicySettings) -> None:
@@ -71,7 +64,7 @@ def check(settings: PolicySettings) -> None:
     """
     check_path(settings)
     if settings.config is not None:
-        _check_head_sizes(_new_config(settings.config))
+        check_head_sizes(new_config(settings.config))
 
 
 def load_tokenizer(settings: PolicySettings) -> "PreTrainedTokenizerBase":
@@ -132,7 +125,12 @@ def load_policy(settings: PolicySettings, seed: int = 0) -> "PreTrainedModel":
 
 def finished(model: "PreTrainedModel", settings: PolicySettings, seed: int) -> "PreTrainedModel":
     """A model that was just built or loaded, with what ``settings`` add to it, in eval mode."""
+    if getattr(model.config.get_text_config(), "output_router_logits", False):
+        # It asks for the loss that balances a router's choices, which is no part of either objective here.
+        model.config.get_text_config().output_router_logits = False
     if settings.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            refuse(f"{type(model).__name__} has none: leave this out", "gradient_checkpointing")
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if settings.lora is not None:
         model = add_adapters(model, settings.lora, seed)
@@ -148,15 +146,23 @@ def empty_policy(settings: PolicySettings) -> "PreTrainedModel":
     check(settings)
     if settings.config is not None:
         return _from_config(settings, _config_of_new(settings), "meta")
+    return _with_generation_config(_from_config(settings, _config_at(settings), "meta"), settings)
+
+
+def _config_at(settings: PolicySettings) -> "PreTrainedConfig":
+    """The configuration at ``settings.path``, and what it tells about the model before weights are read."""
     from transformers import AutoConfig
 
     path = settings.path
     assert path is not None
     with quiet(), loading("configuration", path, "policy.path"):
         config = AutoConfig.from_pretrained(expanded(path), revision=settings.revision, trust_remote_code=False)
+    if quantised := getattr(config, "quantization_config", None):
+        method = quantised.get("quant_method", "quantised") if isinstance(quantised, dict) else quantised.quant_method
+        refuse(f"the weights in {path} are quantised ({method}), and cannot be trained: give unquantised ones", "path")
     if settings.tokenizer is not None:
-        _check_vocabulary(config, load_tokenizer(settings))
-    return _with_generation_config(_from_config(settings, config, "meta"), settings)
+        check_vocabulary(config, load_tokenizer(settings))
+    return config
 
 
 def end_token_ids(
@@ -207,75 +213,12 @@ def _token_id(tokenizer: "PreTrainedTokenizerBase", token: str | int) -> int:
     return token if isinstance(token, int) else int(found)
 
 
-def save_policy(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    folder: str | Path,
-    weights: dict[str, torch.Tensor] | None = None,
-    add: Callable[[Path], None] | None = None,
-) -> Path:
-    """Writes an HF folder (safetensors, configuration, tokenizer) that ``from_pretrained`` and vLLM load, with a list
-    of its files and their checksums.
-
-    With ``weights`` these are written in the place of the model's own, which may then be on the meta device; ``add``
-    writes further files into the folder.
-
-    It is written beside its place and put there in one step: ``folder`` is never half a model, even after a crash, and
-    an existing one is there until the new one is.
-
-    Raises:
-        ConfigurationError: there is something else than a model.
-        OSError: the disk is full, or the place cannot be written into.
-    """
-    target = Path(folder)
-    check_replaceable(target, "export.folder")
-
-    def write(fresh: Path) -> None:
-        with quiet(), _disk_errors(target):
-            _save_model(model, fresh, weights)
-            tokenizer.save_pretrained(fresh)
-            if add is not None:
-                add(fresh)
-            write_list(fresh, list_files(fresh))
-
-    write_whole(target, write)
-    return target
-
-
-@contextlib.contextmanager
-def _disk_errors(target: Path) -> Iterator[None]:
-    """safetensors reports a full disk by an error of its own."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        cause = f"{error}"
-        full = re.search(r"os error (\d+)", cause)
-        if full is None:
-            raise
-        raise OSError(int(full[1]), os.strerror(int(full[1])), str(target)) from error
-
-
-def _save_model(model: "PreTrainedModel", folder: Path, weights: dict[str, torch.Tensor] | None) -> None:
-    """The generation configuration is written as it was read: that of some published models (a temperature without
-    ``do_sample``) transformers loads, but refuses to save, which would lose a trained policy."""
-    from transformers import GenerationConfig
-    from transformers.utils import GENERATION_CONFIG_NAME
-
-    generation, model.generation_config = model.generation_config, GenerationConfig()
-    try:
-        model.save_pretrained(folder, state_dict=weights)
-    finally:
-        model.generation_config = generation
-    generation.to_json_file(folder / GENERATION_CONFIG_NAME)
-
-
 def _pretrained(settings: PolicySettings) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM
 
     path = settings.path
     assert path is not None
+    _config_at(settings)
     with quiet(), loading("model", path, "policy.path"):
         model, report = AutoModelForCausalLM.from_pretrained(
             expanded(path),
@@ -292,8 +235,9 @@ def _pretrained(settings: PolicySettings) -> "PreTrainedModel":
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             reason = "lack" if what == "missing_keys" else "have another size than config.json says for"
             refuse(f"the weights in {path} {reason} {names[0]}{more}", "path")
-    if settings.tokenizer is not None:
-        _check_vocabulary(model.config, load_tokenizer(settings))
+    for name, other in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+        if name not in model.all_tied_weights_keys:  # transformers takes out what it found to differ
+            refuse_untied(name, other, path)
     return _with_generation_config(model, settings)
 
 
@@ -332,13 +276,7 @@ def new_model(settings: PolicySettings, seed: int) -> "PreTrainedModel":
 
 def _config_of_new(settings: PolicySettings) -> "PreTrainedConfig":
     assert settings.config is not None
-    tokenizer = load_tokenizer(settings)
-    names = ("eos_token_id", "bos_token_id", "pad_token_id")
-    # A family's defaults (LLaMA: 1 and 2) would be other tokens of this tokenizer.
-    defaults = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in names}}
-    config = _new_config({**defaults, **settings.config})
-    _check_vocabulary(config, tokenizer)
-    return config
+    return new_config(settings.config, load_tokenizer(settings))
 
 
 def _from_config(settings: PolicySettings, config: "PreTrainedConfig", device: str) -> "PreTrainedModel":
@@ -351,35 +289,3 @@ def _from_config(settings: PolicySettings, config: "PreTrainedConfig", device: s
             attn_implementation=settings.attn_implementation,
             trust_remote_code=False,
         )
-
-
-def _new_config(entries: dict[str, Any]) -> "PreTrainedConfig":
-    """An HF configuration. Names that its class does not know are refused: transformers would keep quiet."""
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    kind = entries["model_type"]
-    require_choice(kind, tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), "policy.config.model_type", listed=False)
-    family = CONFIG_MAPPING[kind]
-    known = {*family().to_dict(), *family.attribute_map, *LEGACY_CONFIG_KEYS}
-    for name in entries:
-        require_choice(name, tuple(sorted(known)), f"policy.config.{name}", listed=False)
-    with quiet(), loading("configuration", kind, "policy.config"):
-        return AutoConfig.for_model(kind, **{name: entries[name] for name in entries if name != "model_type"})
-
-
-def _check_head_sizes(config: "PreTrainedConfig") -> None:
-    """Divisions that transformers leaves to the first forward pass."""
-    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
-    groups = getattr(config, "num_key_value_heads", None) or heads
-    if getattr(config, "head_dim", None) is None and hidden % heads:
-        refuse(f"{heads} attention heads do not divide hidden_size {hidden}", "config.num_attention_heads")
-    if heads % groups:
-        refuse(f"{groups} does not divide num_attention_heads {heads}", "config.num_key_value_heads")
-
-
-def _check_vocabulary(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
-    if config.vocab_size < len(tokenizer):
-        message = f"the model knows {config.vocab_size} tokens, its tokenizer has {len(tokenizer)}"
-        raise ConfigurationError(message, key="policy.config.vocab_size")

@@ -90,6 +90,16 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def refuse_untied(name: str, other: str, source: str) -> NoReturn:
+    """Refuses a model whose configuration ties two tensors that its files hold with different values: transformers 5
+    would use both, other readers one of them."""
+    refuse(
+        f"config.json in {source} says tie_word_embeddings: true, but {name} there is not {other}: set it to false "
+        "there, and both are used",
+        "path",
+    )
+
+
 def refuse(message: str, key: str) -> NoReturn:
     """Raises :class:`ConfigurationError`, blaming ``key`` of the policy's settings."""
     raise ConfigurationError(message, key=f"policy.{key}")

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.cli.main import main
 from app.data.registry import REGISTRY
-from app.policy.models import NewTokenizerSettings, PolicySettings, load_tokenizer, save_policy
+from app.policy.exporting import save_policy
+from app.policy.models import NewTokenizerSettings, PolicySettings, load_tokenizer
 from app.policy.tokenizers import CHATML
 from tests.models import tiny_config
 

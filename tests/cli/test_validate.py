@@ -16,7 +16,8 @@ import yaml
 from app.cli.main import main
 from app.evaluation.results import read_results
 from app.evaluation.samples import read_samples
-from app.policy.models import PolicySettings, load_policy, load_tokenizer, save_policy
+from app.policy.exporting import save_policy
+from app.policy.models import PolicySettings, load_policy, load_tokenizer
 from app.policy.tokenizers import NewTokenizerSettings
 from tests.command_line import ROOT, environment, run, start, succeed
 from tests.data.files import REAL_FOLDER, needs_real_files, write_json_lines

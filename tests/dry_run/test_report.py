@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from app.cli.main import main
-from app.policy.models import NewTokenizerSettings, PolicySettings, load_tokenizer, save_policy
+from app.policy.exporting import save_policy
+from app.policy.models import NewTokenizerSettings, PolicySettings, load_tokenizer
 from tests.dry_run.published import PUBLISHED
 from tests.models import tiny_config
 

@@ -9,8 +9,9 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from app.errors import ConfigurationError
+from app.policy.exporting import save_policy
 from app.policy.lora import LoraSettings, is_adapter
-from app.policy.models import PolicySettings, check_path, load_policy, load_tokenizer, save_policy
+from app.policy.models import PolicySettings, check_path, load_policy, load_tokenizer
 from app.policy.sharding.strategies import Sharding
 from tests.running import equal_weights, policy_settings
 

@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from app.errors import ConfigurationError
-from app.policy.models import PolicySettings, empty_policy, end_token_ids, load_policy, load_tokenizer, save_policy
+from app.policy.exporting import save_policy
+from app.policy.models import PolicySettings, empty_policy, end_token_ids, load_policy, load_tokenizer
 from app.policy.sharding.wrapping import plain_model
 from tests.running import policy_settings
 

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from app.errors import ConfigurationError
+from app.policy.exporting import save_policy
 from app.policy.models import (
     NewTokenizerSettings,
     PolicySettings,
@@ -20,7 +21,6 @@ from app.policy.models import (
     end_token_ids,
     load_policy,
     load_tokenizer,
-    save_policy,
 )
 from tests.models import tiny_config
 
@@ -355,3 +355,25 @@ def test_a_saved_tokenizer_is_read_back_as_it_was(tmp_path: Path, kind: str) -> 
     loaded = load_tokenizer(PolicySettings(path=str(folder)))
     assert loaded(text).input_ids == made(text).input_ids
     assert loaded.decode(loaded(text).input_ids) == text
+
+
+def test_quantised_weights_are_refused_before_they_are_read(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").unlink()
+    (copied / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    (copied / "model.safetensors").unlink()
+    (copied / "model.safetensors").write_bytes(b"never read")
+    with pytest.raises(ConfigurationError, match=r"policy\.path: .*quantised \(fp8\)"):
+        load_policy(PolicySettings(path=str(copied)))
+
+
+def test_families_without_checkpointing_of_activations_say_so() -> None:
+    settings = PolicySettings(config={"model_type": "xlnet", "n_layer": 1}, tokenizer=SYNTHETIC)
+    with pytest.raises(ConfigurationError, match=r"policy\.gradient_checkpointing: XLNetLMHeadModel has none"):
+        load_policy(replace(settings, gradient_checkpointing=True))
+
+
+def test_a_router_is_not_asked_for_its_balance(tmp_path: Path) -> None:
+    """It would be computed in each pass, from a mask that is not a batch's, and added to no loss."""
+    policy = load_policy(new_settings("mixtral", output_router_logits=True))
+    assert policy(input_ids=torch.arange(3, 9)[None], use_cache=False).get("router_logits") is None

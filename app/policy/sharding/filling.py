@@ -4,6 +4,7 @@ Of a safetensors file a rank reads no more than the rows that it keeps. A new mo
 every rank: what its family draws in its constructor, and in what order, only building it tells.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ def fill(model: Any, settings: "PolicySettings", seed: int, device: torch.device
 def _compute_buffers(model: Any, device: torch.device) -> None:
     """Tables of rotary embeddings and the like, which no checkpoint holds, and the first values of those that one may.
 
-    Nothing is drawn where a parameter is marked as transformers marks those that it has loaded.
+    A family computes them in the function that draws its parameters. These are marked as transformers marks those that
+    it has loaded, which are not drawn again.
     """
     base = base_model(model)
     parameters = list(base.parameters())
@@ -51,10 +53,26 @@ def _compute_buffers(model: Any, device: torch.device) -> None:
     for module in base.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, buffer.to(device), persistent=name not in module._non_persistent_buffers_set)
-    for owner, module in _owned(base, base):
-        owner._init_weights(module)  # of modules without buffers too: some compute those of the modules in them
+    for owner, module in _owned(base, base):  # those without buffers too: some compute buffers of the modules in them
+        with _whole_parameters(module):
+            owner._init_weights(module)
     for parameter in parameters:
         del parameter._is_hf_initialized
+
+
+@contextlib.contextmanager
+def _whole_parameters(module: torch.nn.Module) -> Iterator[None]:
+    """Inside, the module's own parameters are whole tensors without values, which takes no memory until it is written
+    to; families that calculate with them cannot do so with shards."""
+    held = {name: value for name, value in module._parameters.items() if value is not None}
+    for name, value in held.items():
+        shown = torch.nn.Parameter(torch.empty(value.shape, dtype=value.dtype), requires_grad=False)
+        shown._is_hf_initialized = True
+        module._parameters[name] = shown
+    try:
+        yield
+    finally:
+        module._parameters.update(held)
 
 
 def _owned(module: torch.nn.Module, owner: Any) -> Iterator[tuple[Any, torch.nn.Module]]:

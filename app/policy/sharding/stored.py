@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from app.policy.sources import expanded, loading, refuse
+from app.policy.sources import expanded, loading, refuse, refuse_untied
 from app.policy.weights import named_weights
 
 if TYPE_CHECKING:
@@ -83,19 +83,10 @@ def refuse_missing(names: "set[str]", source: str) -> None:
         refuse(f"the weights in {source} lack {min(names)}{more}", "path")
 
 
-def refuse_untied(name: str, other: str, source: str) -> None:
-    """Refuses a model whose configuration ties what its weights do not: every reader makes another model of it."""
-    refuse(
-        f"config.json in {source} says tie_word_embeddings: true, but {name} there is not {other}: set it to false "
-        f"there to use both, or take {name} out of the weights",
-        "path",
-    )
-
-
 def _check_equal(one: StoredTensor, other: StoredTensor, source: str) -> None:
     for start in range(0, one.shape[0], _AT_ONCE):
         if not torch.equal(one.rows(start, start + _AT_ONCE), other.rows(start, start + _AT_ONCE)):
-            refuse_untied(other.name, one.name, source)
+            refuse_untied(one.name, other.name, source)
 
 
 def _converted(files: dict[str, Any], model: "PreTrainedModel", source: str) -> Iterator[StoredTensor]:

@@ -42,6 +42,8 @@ def plain_model(model: Any) -> "PreTrainedModel":
     with torch.device("meta"):
         plain = kind._from_config(copy.deepcopy(base.config))
     plain.generation_config = base.generation_config
+    if hasattr(base, "_weight_conversions"):  # of from_pretrained: how the names in its files became the model's
+        plain._weight_conversions = base._weight_conversions
     return plain
 
 
