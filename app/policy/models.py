@@ -31,6 +31,7 @@ from app.policy.sources import (
     refuse,
     refuse_untied,
 )
+from app.policy.surplus import refuse_surplus
 from app.policy.tokenizers import NewTokenizerSettings, new_tokenizer
 
 if TYPE_CHECKING:
@@ -238,6 +239,7 @@ def _pretrained(settings: PolicySettings) -> "PreTrainedModel":
     for name, other in model.get_expanded_tied_weights_keys(all_submodels=True).items():
         if name not in model.all_tied_weights_keys:  # transformers takes out what it found to differ
             refuse_untied(name, other, path)
+    refuse_surplus(report["unexpected_keys"], model.state_dict().keys(), model, path)
     return _with_generation_config(model, settings)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.policy.sources import expanded, loading, refuse, refuse_untied
+from app.policy.surplus import refuse_surplus
 from app.policy.weights import named_weights
 
 if TYPE_CHECKING:
@@ -90,9 +91,12 @@ def _check_equal(one: StoredTensor, other: StoredTensor, source: str) -> None:
 
 
 def _converted(files: dict[str, Any], model: "PreTrainedModel", source: str) -> Iterator[StoredTensor]:
-    """What the model has of what the files hold, in the model's layout; what it does not have is passed over."""
+    """What the model has of what the files hold, in the model's layout; what it does not have is passed over, where
+    it would not have it with more layers either."""
     weights = dict(named_weights(model, remove_duplicate=False))
-    for name, origin in _origins(files, model, weights).items():
+    origins, unused = _origins(files, model, weights)
+    refuse_surplus(unused, weights.keys(), model, source)
+    for name, origin in origins.items():
         if isinstance(origin, str):
             yield _lying(name, files[origin], origin)
             continue
@@ -113,8 +117,11 @@ def _held(name: str, value: torch.Tensor) -> StoredTensor:
     return StoredTensor(name, tuple(value.shape), lambda start, stop: value[start:stop] if value.dim() else value)
 
 
-def _origins(files: dict[str, Any], model: "PreTrainedModel", weights: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """By the first tensor that is made: the stored tensor that it is, or the converter, with all that it takes."""
+def _origins(
+    files: dict[str, Any], model: "PreTrainedModel", weights: dict[str, torch.Tensor]
+) -> tuple[dict[str, Any], list[str]]:
+    """By the first tensor that is made: the stored tensor that it is, or the converter, with all that it takes; and the
+    names that the model would have for tensors that it has no place for."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 
@@ -124,18 +131,20 @@ def _origins(files: dict[str, Any], model: "PreTrainedModel", weights: dict[str,
     of_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     prefix = model.base_model_prefix
     origins: dict[str, Any] = {}
+    unused: list[str] = []
     for stored in sorted(files, key=dot_natural_key):  # experts are stacked in the order in which they come
         name, pattern = rename_source_key(stored, renamings, converters, prefix, weights)
         if name not in weights and stored in weights:
             name, pattern = rename_source_key(stored, [], [], prefix, weights)
         if name not in weights:
+            unused.append(name)
             continue
         if pattern is None:
             origins.setdefault(name, stored)
             continue
         converter = origins.setdefault(name, copy.deepcopy(of_pattern[pattern]))
         converter.add_tensor(name, stored, pattern, _reading(files[stored], stored, weights[name].dtype))
-    return origins
+    return origins, unused
 
 
 def _reading(file: Any, name: str, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
