@@ -10,7 +10,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama", "tie_word_embeddings": False},
     # an activation with parameters, which its constructor sets
     "apertus": {"model_type": "apertus"},
-    "phi3": {"model_type": "phi3"},
+    "phi3": {"model_type": "phi3", "pad_token_id": 0},
     # layers that lie in what its family calls layers too
     "mamba": {"model_type": "mamba", "state_size": 8},
     # first values that are calculated with the parameters themselves

@@ -4,6 +4,7 @@ Three checks of growing cost: the dataclasses check themselves; :func:`check_pat
 nothing; :func:`check` imports transformers. Nothing here ever runs code that comes with a model.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from app.policy.sources import (
 )
 from app.policy.surplus import refuse_surplus
 from app.policy.tokenizers import NewTokenizerSettings, new_tokenizer
+from app.policy.weights import named_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -147,7 +149,19 @@ def empty_policy(settings: PolicySettings) -> "PreTrainedModel":
     check(settings)
     if settings.config is not None:
         return _from_config(settings, _config_of_new(settings), "meta")
-    return _with_generation_config(_from_config(settings, _config_at(settings), "meta"), settings)
+    model = _from_config(settings, _config_at(settings), "meta")
+    _keep_float32(model, getattr(torch, settings.dtype))
+    return _with_generation_config(model, settings)
+
+
+def _keep_float32(model: "PreTrainedModel", dtype: torch.dtype) -> None:
+    """Weights that a family wants in float32 beside others of ``dtype``, as ``from_pretrained`` keeps them: a router's
+    bias that is rounded chooses other experts."""
+    plan = model._get_dtype_plan(dtype)
+    for name, weight in named_weights(model):
+        kept = next((plan[pattern] for pattern in plan if re.search(pattern.replace("*", ".*"), name)), None)
+        if kept is not None:
+            weight.data = weight.data.to(kept)
 
 
 def _config_at(settings: PolicySettings) -> "PreTrainedConfig":

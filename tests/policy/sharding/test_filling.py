@@ -49,6 +49,15 @@ def test_shards_of_a_new_model_hold_what_the_whole_model_holds(one_rank: None, k
     assert equal_weights(dict(named_buffers(whole, False)), dict(named_buffers(policy, False)))
 
 
+def test_weights_that_stay_in_float32_do_so_in_shards(one_rank: None, tmp_path: Path) -> None:
+    """As ``from_pretrained`` leaves them: a router's rounded bias chooses other experts."""
+    _, settings = stored("deepseek_v3", tmp_path)
+    low = replace(settings, dtype="bfloat16", lora=LoraSettings(r=2))
+    whole, shards = (whole_weights(Sharding(kind=kind).load_policy(low, 0)) for kind in ("single", "fsdp2"))
+    assert equal_weights(whole, shards)
+    assert {name: tensor.dtype for name, tensor in whole.items()} == {n: tensor.dtype for n, tensor in shards.items()}
+
+
 def test_a_frozen_base_is_the_folders_too(one_rank: None, tmp_path: Path) -> None:
     model, settings = stored("gemma3_text", tmp_path)
     adapted = replace(settings, lora=LoraSettings(r=2))
