@@ -35,6 +35,12 @@ HALF_TIED = {
     "max_new_tokens": 40,
 }
 """Some rows of each rank have no gradient, and not as many of one as of the other."""
+ENTROPY = {
+    "objective": {"lam": 0.9, "entropy_bonus": 0.05, "top_entropy_share": 0.4},
+    "reward": "tests.running:half_tied",
+    "iterations": 2,
+}
+"""What counts is decided by the tokens of all ranks, and rows without an advantage have a gradient."""
 LOW = {"objective": {"beta": 0.1}, "module": {}, "iterations": 1}
 
 

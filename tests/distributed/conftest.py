@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.agreement import HALF_TIED, JOB, LORA, TIED
+from tests.distributed.agreement import ENTROPY, HALF_TIED, JOB, LORA, TIED
 from tests.distributed.job import run
 
 
@@ -17,4 +17,5 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run({**common, "folder": str(root / "tied-embeddings"), **TIED})
     run({**common, **HALF_TIED, "folder": str(root / "half-tied")})
     run({**common, **LORA, "folder": str(root / "lora")})
+    run({**common, **ENTROPY, "folder": str(root / "entropy")})
     return root

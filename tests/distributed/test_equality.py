@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from app.policy.checkpoints import read_weights
 from app.policy.models import PolicySettings, end_token_ids, load_policy, load_tokenizer
 from tests.distributed.agreement import (
+    ENTROPY,
     HALF_TIED,
     JOB,
     LORA,
@@ -54,6 +55,7 @@ def ddp_jobs(root: Path) -> list[dict[str, Any]]:
         {**plain, **UNEVEN, "folder": str(root / "uneven")},
         {**plain, "folder": str(root / "resumed"), "resume": str(root / "plain" / SAVED)},
         {**plain, **LORA, "folder": str(root / "lora")},
+        {**plain, **ENTROPY, "folder": str(root / "entropy")},
     ]
 
 
@@ -120,6 +122,13 @@ def test_ranks_with_unequal_numbers_of_rows_that_have_a_gradient(single: Path, r
     agree(one, seen[0])
     assert any(0 < metrics["updates/row_share"] < 1 for metrics in one["metrics"])
     assert any(a != b for a, b in zip(*(rank["trained"] for rank in seen), strict=True))
+
+
+def test_the_share_of_uncertain_tokens_is_that_of_all_ranks(single: Path, ranks: Path) -> None:
+    one, seen = result(single / "entropy"), [result(ranks / "ddp" / "entropy", rank) for rank in range(2)]
+    for rank in seen:
+        agree(one, rank)
+    assert all(metrics["entropy_loss"] < 0 and metrics["updates/row_share"] == 1 for metrics in one["metrics"])
 
 
 def test_tied_embeddings_stay_tied_in_shards(single: Path, ranks: Path) -> None:
