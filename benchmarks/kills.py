@@ -30,7 +30,6 @@ KINDS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "separate engine": (SEPARATE, []),
     "ahead": (SEPARATE, ["--rollouts.schedule.generate_ahead", "true"]),
 }
-ITERATIONS = 60
 
 
 def main() -> int:
@@ -38,6 +37,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=__doc__)
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of run")
     parser.add_argument("--kills", type=int, default=15, help="of each kind")
+    parser.add_argument("--iterations", type=int, default=60, help="of each run; a kill costs about one")
     parser.add_argument("--seed", type=int, default=1, help="of the order of moments, and of those at random")
     parser.add_argument("--output", type=Path, help="a JSON file, whose other kinds stay; a Markdown table beside it")
     options = parser.parse_args()
@@ -46,7 +46,7 @@ def main() -> int:
         report["kinds"] = json.loads(options.output.read_text())["kinds"]
     for kind in options.kinds:
         with tempfile.TemporaryDirectory() as folder:
-            report["kinds"][kind] = run_kind(kind, Path(folder), options.kills, random.Random(options.seed))
+            report["kinds"][kind] = run_kind(kind, Path(folder), options)
         if options.output:
             options.output.parent.mkdir(parents=True, exist_ok=True)
             options.output.write_text(json.dumps(report, indent=1) + "\n")
@@ -55,10 +55,13 @@ def main() -> int:
     return 0 if all(is_right(each) for each in report["kinds"].values()) else 1
 
 
-def run_kind(kind: str, folder: Path, count: int, numbers: random.Random) -> dict[str, Any]:
+def run_kind(kind: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The kills of one kind of run, and how it ended."""
-    engine, options = KINDS[kind]
-    whole, killed = (KilledRun(folder / name, engine, options, iterations=ITERATIONS) for name in ("whole", "killed"))
+    engine, more = KINDS[kind]
+    count, numbers = options.kills, random.Random(f"{options.seed} {kind}")
+    whole, killed = (
+        KilledRun(folder / name, engine, more, iterations=options.iterations) for name in ("whole", "killed")
+    )
     started = time.monotonic()
     whole.finish()
     seconds = time.monotonic() - started
