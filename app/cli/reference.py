@@ -81,6 +81,20 @@ PARTS: dict[str, tuple[str, Any]] = {
     "trainer": ("Lightning's trainer: devices, strategy, precision.", None),
 }
 
+COSTLY = {
+    "model.policy": ("gradient_checkpointing", "lora"),
+    "model.objective": ("application", "beta", "entropy_bonus", "top_entropy_share"),
+    "model.updates": ("per_rollout", "mini_batches"),
+    "model.optimizer": ("name",),
+    "model": ("micro_batch_size", "micro_batch_tokens", "policy_offload", "reference_offload"),
+    "rollouts.mismatch": ("correction",),
+    "rollouts.schedule": ("every_n_iterations", "generate_ahead"),
+    "rollouts": ("dynamic_sampling", "engine"),
+    "rollouts.engine": ("verify_weights",),
+}
+"""The keys below each name whose cost stands in ``docs/costs.md``."""
+COST = " ([cost](costs.md#the-switches))"
+
 
 @dataclass(frozen=True)
 class Key:
@@ -169,7 +183,7 @@ class _Tables:
         gap = "\n\n" if text.blank_after_short_description else "\n"
         about = gap.join(filter(None, [text.short_description, text.long_description]))
         rows = [
-            (f"`{key.name}`", self._type(key.annotation), _default(place, key), _sentence(key.meaning))
+            (f"`{key.name}`", self._type(key.annotation), _default(place, key), _meaning(place, key))
             for key in keys_of(cls)
         ]
         table = _table(("key", "type", "default", "meaning"), rows) if rows else "It has no keys of its own."
@@ -266,6 +280,10 @@ def _yaml(value: Any) -> str:
 def slug(title: str) -> str:
     """The anchor that a heading gets."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def _meaning(place: str, key: Key) -> str:
+    return _sentence(key.meaning) + COST * (key.name in COSTLY.get(place, ()))
 
 
 def _sentence(meaning: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from app.cli.errors import _plain
-from app.cli.reference import classes_in, keys_of, reference
+from app.cli.reference import COST, COSTLY, classes_in, keys_of, reference
 from app.cli.runner import CALLBACKS
 from datamodules.base import ProblemDataModule
 from modules.policy_module import PolicyModule
@@ -46,6 +46,17 @@ def test_every_key_has_a_meaning_and_a_line_in_its_classs_table() -> None:
         keys = keys_of(cls)
         assert all(key.meaning.strip() for key in keys), f"{cls.__name__}: a key without a meaning in its docstring"
         assert {key.name for key in keys} in tables[cls.__name__]
+
+
+def test_costly_keys_point_to_their_cost_and_all_that_have_one_do() -> None:
+    table = Path("docs/costs.md").read_text(encoding="utf-8").partition("| switch |")[2]
+    explained = {
+        key for line in table.splitlines() for key in re.findall(r"`([a-z_.]+\.[a-z_]+)\b", line.split(" | ")[0])
+    }
+    assert explained == {f"{place}.{name}" for place, names in COSTLY.items() for name in names}
+    page = PAGE.read_text(encoding="utf-8")
+    for name in (name for names in COSTLY.values() for name in names):
+        assert re.search(rf"^\| `{name}` \|.*{re.escape(COST)}", page, flags=re.MULTILINE), name
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=str)
