@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 class CompletionsTable(Callback):
-    """Writes a few prompts with all their completions and rewards under TensorBoard's Text tab.
+    """Writes a few problems with all their completions and rewards under TensorBoard's Text tab, and above them the
+    first one's prompt as the policy reads it.
 
     Args:
         every_n_iterations: how often.
@@ -34,7 +35,11 @@ class CompletionsTable(Callback):
     ) -> None:
         if (batch_idx + 1) % self.every_n_iterations or pl_module.experience is None or not trainer.is_global_zero:
             return
-        table = self.table(pl_module.experience.rollout)
+        rollout = pl_module.experience.rollout
+        prompt = [
+            f"{literal(name)}: {self._cell(value)}" for name, value in pl_module.show_prompt(rollout.batch).rows()
+        ]
+        table = "\n\n".join(["first prompt", *prompt, self.table(rollout)])
         for logger in trainer.loggers:
             add_text = getattr(logger.experiment, "add_text", None)
             if add_text:

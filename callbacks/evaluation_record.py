@@ -152,11 +152,17 @@ class EvaluationRecord:
             "limits": {name: data.benchmarks[name].limit for name in self.names},
             "sources": {name: data.benchmarks[name].source.origin() for name in self.names},
             "prompts": {name: asdict(data.benchmarks[name].prompt or data.prompt) for name in self.names},
+            "first_prompts": self._first_prompts(trainer, module),
             "grader_timeout_s": plan.grader_timeout_s,
             "seed": plan.seed,
             "engine_settings": engine_settings(self._engine),
             "numerics": numerics(module.sharding.precision, module, self._engine),
         }
+
+    def _first_prompts(self, trainer: Trainer, module: "PolicyModule") -> dict[str, Any]:
+        """By benchmark, the prompt of its first problem as text and tokens, and what completions end with."""
+        loaders = zip(self.names, trainer.val_dataloaders, strict=True)
+        return {name: asdict(module.show_prompt(loader.batch(0))) for name, loader in loaders}
 
 
 def _hash_weights(module: "PolicyModule") -> str:

@@ -8,10 +8,12 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from app.data.prompts import PromptSettings
 from app.errors import ConfigurationError, DivergenceError
 from app.policy.exporting import save_policy
 from app.policy.finite import weights_not_finite
 from app.policy.lora import has_adapters, save_adapter
+from app.policy.prompt_record import write_prompt_record
 from app.policy.sharding.gathering import whole_weights
 from app.policy.sharding.merging import policy_weights
 from app.policy.sharding.wrapping import plain_model
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class HFExport(Callback):
-    """Writes the policy and its tokenizer when training ends and, if wished, every few iterations.
+    """Writes the policy, its tokenizer and how it was asked when training ends and, if wished, every few iterations.
 
     A policy with LoRA adapters is written with them merged into its weights, and beside that the adapters alone, as
     peft reads them, in ``adapter``.
@@ -73,7 +75,8 @@ class HFExport(Callback):
         merged = policy_weights(module.policy)
         adapters = whole_weights(module.policy) if has_adapters(module.policy) else {}
         if trainer.is_global_zero:
-            _write(module, {name: weight.to("cpu", copy=True) for name, weight in merged}, adapters, folder)
+            weights = {name: weight.to("cpu", copy=True) for name, weight in merged}
+            _write(module, weights, adapters, folder, trainer.datamodule.prompt)
         else:
             deque(merged, maxlen=0)  # takes part in gathering, keeps nothing
         trainer.strategy.barrier()
@@ -81,15 +84,20 @@ class HFExport(Callback):
 
 
 def _write(
-    module: "PolicyModule", merged: dict[str, torch.Tensor], adapters: dict[str, torch.Tensor], folder: Path
+    module: "PolicyModule",
+    merged: dict[str, torch.Tensor],
+    adapters: dict[str, torch.Tensor],
+    folder: Path,
+    prompt: PromptSettings,
 ) -> None:
     plain = plain_model(module.policy)
     names = [name for name, _ in named_weights(plain)]  # tied ones once
 
-    def add_adapter(fresh: Path) -> None:
+    def add_rest(fresh: Path) -> None:
+        write_prompt_record(fresh, prompt)
         if adapters:
             save_adapter(module.policy, adapters, fresh / "adapter")
 
     save_policy(
-        plain, module.tokenizer, folder, {name: merged[name] for name in names}, add_adapter, module.policy_settings
+        plain, module.tokenizer, folder, {name: merged[name] for name in names}, add_rest, module.policy_settings
     )

@@ -92,6 +92,7 @@ class RolloutCallback(Callback):
         self._iteration_started = 0.0
         self._preflight_done = False
         self._tied_reported = False
+        self._prompt_shown = False
 
     @property
     def dynamic_sampling(self) -> DynamicSamplingSettings | None:
@@ -113,6 +114,7 @@ class RolloutCallback(Callback):
         """Prompts → completions → rewards → experience."""
         self._iteration_started = time.perf_counter()
         pl_module.check_weights(f"after iteration {batch_idx}" if batch_idx else "before the first iteration")
+        self._show_prompt(pl_module, batch)
         pl_module.experience = None  # frees the last iteration's tensors before new ones are made
         with STOP.interruptible_alone():
             iterations = int(trainer.num_training_batches)
@@ -120,6 +122,12 @@ class RolloutCallback(Callback):
             pl_module.experience = self._experience(trainer, pl_module, rollout)
         if trainer.is_global_zero:
             self._report_tied(rollout)
+
+    def _show_prompt(self, module: "GRPOLambdaModule", batch: PromptBatch) -> None:
+        """Once a process: a prompt that is not what was meant shows before anything is learned from it."""
+        if not self._prompt_shown:
+            self._prompt_shown = True
+            rank_zero_info(f"the first prompt of iteration {batch.iteration + 1}\n{module.show_prompt(batch)}")
 
     @torch.no_grad()
     def _experience(self, trainer: Trainer, module: "GRPOLambdaModule", rollout: Rollout) -> Experience:

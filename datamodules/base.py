@@ -3,7 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import lightning.pytorch as pl
@@ -19,6 +19,7 @@ from app.data.sources import Share, Source
 from app.errors import ConfigurationError
 from app.evaluation.results import fingerprint
 from app.policy.context import context_length
+from app.policy.prompt_record import as_trained
 from datamodules.loaders import BenchmarkLoader, IterationLoader, Opaque
 
 if TYPE_CHECKING:
@@ -154,6 +155,22 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
         if self.train.finite:
             self.train.problems()
         self._report_rows(self.train)
+
+    def ask_as_trained(self, policy_path: str | None) -> None:
+        """Takes from the policy's record what settings of prompts leave open, and warns where they differ from it."""
+        self.prompt = self._as_trained("data.prompt", self.prompt, policy_path)
+        for name, each in self.benchmarks.items():
+            if each.prompt is not None:
+                prompt = self._as_trained(f"data.benchmarks.{name}.prompt", each.prompt, policy_path)
+                self.benchmarks[name] = replace(each, prompt=prompt)
+
+    def _as_trained(self, key: str, settings: PromptSettings, policy_path: str | None) -> PromptSettings:
+        settings, different = as_trained(settings, policy_path)
+        line = f"{key} is not that which {policy_path} was trained with: {different}"
+        if different and line not in self._reported:
+            self._reported.add(line)
+            self._warn(line)
+        return settings
 
     def benchmark_problems(self, name: str) -> list[Problem]:
         """The problems of one benchmark, up to its limit."""

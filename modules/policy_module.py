@@ -33,6 +33,7 @@ from app.policy.optimizers import (
     number_by_model,
     trained_parameters,
 )
+from app.policy.prompt_record import prompt_record
 from app.policy.sharding.strategies import Kind, Sharding
 from app.rollout.metric_sums import MetricSums
 from app.storage.checkpoints import contents
@@ -42,6 +43,9 @@ from modules.probed import Probed, report_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from app.data.problems import PromptBatch
+    from app.data.shown_prompt import ShownPrompt
 
 EARLIER = (
     "nothing can be sampled or learned from it. Go on from an earlier checkpoint, with a lower model.optimizer.lr or "
@@ -80,7 +84,8 @@ class PolicyModule(Probed):
         self._not_finite = 0  # optimiser steps in a row that were left out
 
     def setup(self, stage: str) -> None:
-        """Reads from the trainer how the policy is to lie on the ranks."""
+        """Reads from the trainer how the policy is to lie on the ranks, and sees to it that it is asked as trained."""
+        self.trainer.datamodule.ask_as_trained(self.policy_settings.path)
         IterationMetrics.install(self.trainer)
         self.trainer._checkpoint_connector = CheckedRestore(self.trainer)
         strategy = self.trainer.strategy
@@ -120,6 +125,12 @@ class PolicyModule(Probed):
         from app.policy.models import end_token_ids
 
         return end_token_ids(self.tokenizer, self.policy, self.policy_settings.end_tokens)
+
+    def show_prompt(self, batch: "PromptBatch") -> "ShownPrompt":
+        """The first prompt of ``batch``, to be looked at."""
+        from app.data.shown_prompt import show_prompt
+
+        return show_prompt(batch.prompt_ids[0], self.tokenizer, self.end_token_ids, batch.thinking)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -310,6 +321,7 @@ class PolicyModule(Probed):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["policy_settings"] = asdict(self.policy_settings)
         checkpoint["policy_seed"], checkpoint["stands_on"] = self.seed, self._stands_on
+        checkpoint["prompt"] = prompt_record(self.trainer.datamodule.prompt)
         checkpoint["stage"], checkpoint["optimizer"] = type(self).__name__, self.optimizer_settings.name
         if self.sharding.kind in ("single", "ddp") and checkpoint.get("optimizer_states"):
             optimizer = self.trainer.optimizers[0]

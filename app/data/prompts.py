@@ -69,8 +69,9 @@ class PromptSettings:
     """How problems become prompts.
 
     Attributes:
-        style: one of :data:`STYLES`; by default that which the policy was trained with, where its folder says so, and
-            otherwise ``raw``. Ignored where ``template`` or ``template_file`` is given.
+        style: one of :data:`STYLES`; by default that which the policy was trained with, where its folder or checkpoint
+            says so, and otherwise ``fallback``. Ignored where ``template`` or ``template_file`` is given.
+        fallback: see ``style``.
         template: own template: a text that holds ``{problem}`` exactly once. One with the tokenizer's chat markup in
             it is the whole prompt, any other the user's turn.
         template_file: the same as a UTF-8 file, taken as it stands, its last newline included.
@@ -87,6 +88,7 @@ class PromptSettings:
     """
 
     style: str | None = None
+    fallback: str = "raw"
     template: str | None = None
     template_file: str | None = None
     system_prompt: str | None = None
@@ -98,8 +100,9 @@ class PromptSettings:
     overlong: OverlongPolicy = "drop"
 
     def __post_init__(self) -> None:
-        if self.style is not None and self.style not in STYLES:
-            raise ConfigurationError(f"unknown style {self.style!r}; {nearest(self.style, STYLES)}", key="prompt.style")
+        for key, style in (("style", self.style), ("fallback", self.fallback)):
+            if style is not None and style not in STYLES:
+                raise ConfigurationError(f"unknown style {style!r}; {nearest(style, STYLES)}", key=f"prompt.{key}")
         if self.chat not in (None, "never", "if_available", "always"):
             raise ConfigurationError(f"is never, if_available or always, got {self.chat!r}", key="prompt.chat")
         if self.overlong not in ("drop", "refuse", "truncate"):
@@ -121,7 +124,7 @@ class PromptSettings:
 
     def resolve(self) -> Style:
         """The style with everything that these settings replace."""
-        style = STYLES[self.style or "raw"]
+        style = STYLES[self.style or self.fallback]
         own = self.own_template()
         if own is not None:
             style = Style(own, chat="if_available")

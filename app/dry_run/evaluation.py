@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from app.data.prompts import PLACEHOLDER, PromptEncoder
+from app.data.shown_prompt import show_prompt
 from app.dry_run.plan import Parts, meta_policy
 from app.dry_run.sources import Resolved, policy_place, resolve
 from app.engines.engine import SamplingSettings
@@ -12,6 +13,7 @@ from app.evaluation.benchmarks import align
 from app.evaluation.expected import Conditions, differences, reference_model
 from app.evaluation.published import PROBLEMS, PUBLISHED
 from app.policy.context import context_length
+from app.policy.models import end_token_ids
 
 if TYPE_CHECKING:
     from callbacks import BenchmarkEvaluation
@@ -45,13 +47,16 @@ def evaluation_dry_run(parts: Parts) -> str:
         ConfigurationError: the evaluation could not work.
     """
     assert parts.evaluation is not None, "checked before"
-    context = context_length(meta_policy(parts.module.policy_settings).config)
+    policy = meta_policy(parts.module.policy_settings)
+    context = context_length(policy.config)
+    ends = end_token_ids(parts.module.tokenizer, policy, parts.module.policy_settings.end_tokens)
+    parts.data.ask_as_trained(parts.module.policy_settings.path)
     planned = [_planned(parts, parts.evaluation, name, context) for name in parts.data.benchmark_names]
     sections = [
         f"model\n  policy        {policy_place(parts.module.policy_settings)}",
         _table(planned),
         "problems\n" + "\n".join(f"  {each.name:<14}{each.resolved.where}" for each in planned),
-        *_prompts(planned),
+        *_prompts(planned, ends),
         *_expected(parts, parts.evaluation, planned),
         "\n".join(["warnings", *(f"  - {line}" for line in [*_warnings(planned, context)] or ["none"])]),
     ]
@@ -89,15 +94,16 @@ def _drawn(sampling: SamplingSettings) -> str:
     return "greedy" if sampling.temperature == 0 else f"T {sampling.temperature:g}, top-p {sampling.top_p:g}"
 
 
-def _prompts(planned: list[PlannedBenchmark]) -> Iterator[str]:
-    """The first prompt of each way of asking, as text with its line ends written out."""
+def _prompts(planned: list[PlannedBenchmark], ends: tuple[int, ...]) -> Iterator[str]:
+    """The first prompt of each way of asking."""
     shown: set[str] = set()
     for each in planned:
         first = each.resolved.problems[0].problem if each.resolved.problems else PLACEHOLDER
         key = each.encoder.text(PLACEHOLDER)
         if key not in shown:
             shown.add(key)
-            yield f"first prompt of {each.name}\n  {each.encoder.text(first)!r}"
+            prompt = show_prompt(each.encoder.ids(first), each.encoder.tokenizer, ends, each.encoder.thinking)
+            yield f"first prompt of {each.name}\n{prompt}"
 
 
 def _expected(parts: Parts, evaluation: "BenchmarkEvaluation", planned: list[PlannedBenchmark]) -> Iterator[str]:

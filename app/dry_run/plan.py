@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from app.data.prompts import PromptEncoder
+    from app.data.shown_prompt import ShownPrompt
     from app.policy.models import PolicySettings
     from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint, RolloutCallback
     from datamodules.base import ProblemDataModule
@@ -59,6 +60,7 @@ class Plan:
         train: the training set.
         prompt_tokens: the longest prompt that is to be expected.
         prompt_source: what ``prompt_tokens`` rests on.
+        first_prompt: of the training set, or that of a stand-in where its problems take a download.
     """
 
     parts: Parts
@@ -71,6 +73,7 @@ class Plan:
     train: Resolved
     prompt_tokens: int
     prompt_source: str
+    first_prompt: "ShownPrompt"
 
     @property
     def numbers(self) -> Numbers:
@@ -107,6 +110,7 @@ def make_plan(parts: Parts) -> Plan:
     layout, settings = plan_layout(parts.trainer, parts.module.policy_offload), parts.module.policy_settings
     policy, tokenizer = meta_policy(settings), parts.module.tokenizer
     _check_vocabulary(policy.config, tokenizer)
+    parts.data.ask_as_trained(settings.path)
     encoder, train = PromptEncoder(parts.data.prompt, tokenizer), resolve(parts.data.train)
     prompt_tokens, source = _prompt_tokens(parts, encoder, train)
     return Plan(
@@ -120,7 +124,20 @@ def make_plan(parts: Parts) -> Plan:
         train=train,
         prompt_tokens=prompt_tokens,
         prompt_source=source,
+        first_prompt=_first_prompt(parts, encoder, policy, train),
     )
+
+
+def _first_prompt(parts: Parts, encoder: "PromptEncoder", policy: Any, train: Resolved) -> "ShownPrompt":
+    from app.data.prompts import PLACEHOLDER
+    from app.data.shown_prompt import show_prompt
+    from app.policy.models import end_token_ids
+
+    assert parts.data.train is not None
+    problems = first_problems(parts.data.train, train, 1)
+    ids = encoder.ids(problems[0].problem, problems[0].history) if problems else encoder.ids(PLACEHOLDER)
+    ends = end_token_ids(encoder.tokenizer, policy, parts.module.policy_settings.end_tokens)
+    return show_prompt(ids, encoder.tokenizer, ends, encoder.thinking)
 
 
 def meta_policy(settings: "PolicySettings") -> Any:
@@ -152,7 +169,7 @@ def _prompt_tokens(parts: Parts, encoder: "PromptEncoder", train: Resolved) -> t
     assert parts.data.train is not None
     limit = parts.data.prompt.max_prompt_tokens
     problems = first_problems(parts.data.train, train, MEASURED_PROMPTS)
-    longest = max((len(encoder.ids(problem.problem)) for problem in problems), default=0)
+    longest = max((len(encoder.ids(problem.problem, problem.history)) for problem in problems), default=0)
     if problems and (limit is None or longest <= limit):
         seen = f"the longest of {len(problems)} problems has {longest}"
         return (limit, f"the limit; {seen}") if limit else (longest, seen)

@@ -50,6 +50,7 @@ def dry_run(parts: Parts) -> str:
         _section("processes", _processes(plan)),
         _batches(plan, counts),
         _memory(items),
+        _section("a prompt", plan.first_prompt.rows()),
         _warnings(warnings),
     ]
     return "\n\n".join(sections)

@@ -81,6 +81,13 @@ def _check_base(settings: "PolicySettings") -> None:
         )
 
 
+def saved_prompt(path: str) -> dict[str, Any] | None:
+    """How the run that saved the checkpoint asked its policy, see :mod:`app.policy.prompt_record`; None where it does
+    not say."""
+    saved = _read(Path(path).expanduser(), path, weights=False).get("prompt")
+    return saved if isinstance(saved, dict) else None
+
+
 def trained_from(settings: "Settings") -> "Settings":
     """The settings of the policy that the checkpoint at ``settings.path`` was trained from.
 

@@ -152,7 +152,10 @@ def test_the_table_of_completions_is_in_tensorboard(tmp_path: Path) -> None:
     events = EventAccumulator(logger.log_dir).Reload()
     assert [event.step for event in events.Tensors("completions/text_summary")] == [1, 3]
     text = events.Tensors("completions/text_summary")[0].tensor_proto.string_val[0].decode()
-    lines = text.splitlines()
+    shown, _, table = text.partition("\n\n| problem")
+    assert "text: " in shown
+    assert "&lt;user&gt;" in shown or "&#60;user&#62;" in shown
+    lines = f"| problem{table}".splitlines()
     assert lines[0].startswith("| problem | gold | completion | tokens | finish | digit&#95;share | reward |")
     assert len(lines) == 2 + 4
     assert all(line.count("|") == lines[0].count("|") for line in lines)

@@ -104,6 +104,11 @@ def test_an_hf_folder_gives_the_table_the_scores_and_the_samples(folder: Path) -
     results = read_results(out)
     assert results["settings"]["policy"]["path"] == str(folder / "policy")
     assert results["benchmarks"]["math500"]["problems"] == 5
+    first = results["settings"]["first_prompts"]["math500"]
+    assert first["text"].startswith("Question: ")
+    assert first["text"].endswith("\nAnswer:")
+    assert len(first["token_ids"]) == len(first["tokens"])
+    assert first["end_tokens"] == ["<|im_end|>"]
 
 
 def test_a_checkpoint_of_fit_is_evaluated_like_the_folder_that_the_run_exported(folder: Path) -> None:
@@ -119,6 +124,9 @@ def test_a_checkpoint_of_fit_is_evaluated_like_the_folder_that_the_run_exported(
         where = ("--model.policy.path", path, *from_folder(folder / "data"))
         succeed("validate", *MATH, "--config", folder / "few.yaml", *where, "--evaluation.folder", outs[-1])
     assert read_results(outs[0])["model_hash"] == read_results(outs[1])["model_hash"]
+    for out in outs:  # asked as in training, configs/gsm8k/small_policy.yaml, and not by the fallback of math.yaml
+        assert read_results(out)["settings"]["prompts"]["math500"]["style"] == "qwen_math"
+        assert "<|im_start|>system" in read_results(out)["settings"]["first_prompts"]["math500"]["text"]
     for name in FIVE:
         first, second = ([row.completion for row in read_samples(out, name)] for out in outs)
         assert first == second

@@ -11,6 +11,7 @@ from app.data import synthetic
 from app.data.problems import Problem
 from app.data.prompts import STYLES, PromptEncoder, PromptSettings
 from app.errors import ConfigurationError
+from tests.data import templates
 from tests.data.tokenizers import CHATML, LLAMA, WITHOUT_SYSTEM, subword_tokenizer
 
 STATEMENT = "What is {12} + 7 ?"
@@ -189,3 +190,64 @@ def test_every_style_asks_for_a_box_or_for_nothing() -> None:
         request = style.template + (style.system or "")
         assert name == "raw" or "\\boxed{" in request
         assert style.template.count("{problem}") == 1
+
+
+def test_a_template_with_the_chat_markup_in_it_is_the_whole_prompt() -> None:
+    own = "<|im_start|>user\n{problem}<|im_end|>\n<|im_start|>assistant\n"
+    assert shown(CHATML, template=own) == shown(CHATML, template=own, chat="never") == own.format(problem=STATEMENT)
+    with pytest.raises(ConfigurationError, match=r"prompt\.chat: the template holds <\|im_(start|end)\|>, chat markup"):
+        shown(CHATML, template=own, chat="always")
+    assert shown(CHATML, template="Of <|eot|> tokens: {problem}").startswith("<|im_start|>user\nOf <|eot|>")
+
+
+def test_a_template_that_begins_with_the_begin_token_gets_no_second_one_and_no_end_token() -> None:
+    from tokenizers import processors
+
+    assert shown(adds_bos=True, template="<s>Q: {problem}") == f"<s>Q: {STATEMENT}"
+    tokenizer = subword_tokenizer(None, True)
+    whole = tokenizer.backend_tokenizer.post_processor
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    try:
+        ids = PromptEncoder(PromptSettings(), tokenizer).ids(STATEMENT)
+    finally:
+        tokenizer.backend_tokenizer.post_processor = whole
+    assert tokenizer.decode(ids) == f"<s>{STATEMENT}"
+
+
+def test_an_empty_system_prompt_leaves_that_of_the_template_out() -> None:
+    assert "You are kind." in shown(templates.DEFAULT_SYSTEM)
+    left_out = shown(templates.DEFAULT_SYSTEM, system_prompt="")
+    assert left_out.startswith("<|im_start|>system\n<|im_end|>\n<|im_start|>user\n")
+    assert shown(templates.BASE_CHAT, system_prompt="").startswith("<|im_start|>user")
+    with pytest.raises(ConfigurationError, match=r"prompt\.system_prompt: .*own \('You are kind\.'\)"):
+        shown(templates.OBSTINATE_SYSTEM, system_prompt="")
+
+
+def test_a_template_may_trim_the_system_prompt() -> None:
+    assert "system\nBe brief.<|im_end|>" in shown(templates.BASE_CHAT, system_prompt="Be brief.\n")
+
+
+def test_arguments_and_date_reach_the_template() -> None:
+    assert shown(templates.MAY_THINK, template_arguments={"enable_thinking": False}).endswith("</think>\n")
+    assert shown(templates.DATED, date="2030-12-31").startswith("31 Dec 2030")
+    with pytest.raises(ConfigurationError, match=r"prompt\.date: is a day as YYYY-MM-DD, got 'today'"):
+        PromptSettings(date="today")
+
+
+def test_a_conversation_is_a_prompt() -> None:
+    history = (("system", "Be exact."), ("user", "2 + 2 ?"), ("assistant", "4"))
+    tokenizer = subword_tokenizer(CHATML)
+    encoder = PromptEncoder(PromptSettings(style="qwen_math"), tokenizer)
+    (ids,) = encoder.encode([Problem("p", "And 3 + 3 ?", "6", "set", history=history)])
+    turns = [*history, ("user", "And 3 + 3 ?")]
+    assert tokenizer.decode(ids) == (
+        "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in turns) + "<|im_start|>assistant\n"
+    )
+    (ids,) = encoder.encode([Problem("p", "And 3 + 3 ?", "6", "set", history=history[1:])])
+    assert tokenizer.decode(ids).startswith(f"<|im_start|>system\n{ASK}<|im_end|>\n<|im_start|>user\n2 + 2 ?")
+    with pytest.raises(ConfigurationError, match=r"prompt\.chat: set p: .* needs a chat template"):
+        PromptEncoder(PromptSettings(style="boxed"), tokenizer).encode(
+            [Problem("p", "And ?", "6", "set", history=history)]
+        )

@@ -11,6 +11,7 @@ from app.data.prompts import PromptEncoder, PromptSettings
 from app.data.sft import IGNORED, ExampleEncoder, collate
 from app.data.sources import SyntheticSource
 from app.errors import ConfigurationError
+from tests.data import templates
 from tests.data.tokenizers import subword_tokenizer
 
 
@@ -111,3 +112,21 @@ def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token() -> None:
     assert batch.input_ids[0, -1] == tokenizer.eos_token_id
     assert batch.attention_mask[0, -1] == 0
     assert batch.labels[0, -1] == IGNORED
+
+
+@pytest.mark.parametrize(
+    ("template", "prompt", "end"),
+    [
+        (templates.BASE_CHAT, {}, "<|im_end|>"),
+        (templates.TWO_TOKEN_END, {}, "\n<|eot|>"),
+        (templates.BASE_CHAT, {"chat": "never"}, "</s>"),
+        (None, {}, "</s>"),
+    ],
+)
+def test_the_end_that_is_taught_is_the_one_that_the_template_writes(
+    template: str | None, prompt: dict[str, Any], end: str
+) -> None:
+    tokenizer = subword_tokenizer(template)
+    made = ExampleEncoder(PromptEncoder(PromptSettings(**prompt), tokenizer), "{answer}")
+    _, completion = made.ids(example())
+    assert tokenizer.decode(completion) == f"7{end}"

@@ -92,6 +92,9 @@ def test_it_prints_batches_paths_and_parameters_and_reads_no_weights(
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**tiny_config()))
     assert numbers_after(out, "parameters")[0] == f"{sum(p.numel() for p in model.parameters()):,}"
     assert "train.jsonl: train: 11 of 11 rows kept" in out
+    assert "a prompt\n  text          '<user>" in out
+    assert "<assistant>'\n" in out
+    assert "begin outside thoughts, end with '<eos>'" in out
     assert "1.09 times the training set" in out
     assert out.rstrip().endswith("- none")
     assert not (workspace / "runs").exists()
