@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from app.policy.context import context_length, layer_configs
 from app.policy.logprobs import CHUNK_ELEMENTS
 
 if TYPE_CHECKING:
@@ -18,9 +19,18 @@ EIGHT_BIT = 1 + FLOAT32 / 256
 """Bytes of an 8-bit running mean: one, and a float32 scale for each block of 256."""
 
 
+FFN_NAMES = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "dff")
+
+
 @dataclass(frozen=True)
 class Shape:
-    """What the estimates need of a decoder's configuration; ``context`` is None where positions have no limit."""
+    """What the estimates need of a decoder's configuration.
+
+    Attributes:
+        heads, kv_heads, head_size: of attention; of Mamba and its kin, which have none, 0.
+        context: None where positions have no limit.
+        kv_numbers: keys and values of one token in all layers, where they are not 2 × layers × heads × head size.
+    """
 
     layers: int
     hidden: int
@@ -30,26 +40,53 @@ class Shape:
     ffn: int
     vocab: int
     context: int | None
+    kv_numbers: int | None = None
 
     @classmethod
     def of(cls, config: "PreTrainedConfig") -> "Shape":
-        text = config.get_text_config()
-        heads, hidden = text.num_attention_heads, text.hidden_size
+        text, layers = config.get_text_config(), layer_configs(config)
+        hidden = text.hidden_size
+        heads = max(getattr(layer, "num_attention_heads", None) or 0 for layer in layers)
         return cls(
             layers=text.num_hidden_layers,
             hidden=hidden,
             heads=heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_size=getattr(text, "head_dim", None) or hidden // heads,
-            ffn=getattr(text, "intermediate_size", None) or 4 * hidden,
+            kv_heads=max(getattr(layer, "num_key_value_heads", None) or heads for layer in layers),
+            head_size=max(_head_size(layer) for layer in layers),
+            ffn=_ffn(text),
             vocab=text.vocab_size,
-            context=getattr(text, "max_position_embeddings", None),
+            context=context_length(config),
+            kv_numbers=sum(_kv_numbers(layer) for layer in layers) * text.num_hidden_layers // len(layers),
         )
 
     @property
     def kv_elements_per_token(self) -> int:
         """Numbers in the keys and values of one token in all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_size
+        whole = 2 * self.layers * self.kv_heads * self.head_size
+        return whole if self.kv_numbers is None else self.kv_numbers
+
+
+def _head_size(layer: "PreTrainedConfig") -> int:
+    heads = getattr(layer, "num_attention_heads", None)
+    if not heads:
+        return 0
+    if getattr(layer, "kv_lora_rank", None):  # latent attention (DeepSeek): keys are the wider ones
+        return layer.qk_nope_head_dim + layer.qk_rope_head_dim
+    return getattr(layer, "head_dim", None) or layer.hidden_size // heads
+
+
+def _kv_numbers(layer: "PreTrainedConfig") -> int:
+    """Of one token in one layer; of latent attention transformers caches what all heads' keys and values come from."""
+    if getattr(layer, "kv_lora_rank", None):
+        return layer.kv_lora_rank + layer.qk_rope_head_dim
+    heads = getattr(layer, "num_key_value_heads", None) or getattr(layer, "num_attention_heads", None) or 0
+    return 2 * heads * _head_size(layer)
+
+
+def _ffn(text: "PreTrainedConfig") -> int:
+    """The width of a layer's feed-forward part, of the widest layer where each has its own."""
+    found = next((value for name in FFN_NAMES if (value := getattr(text, name, None))), 4 * text.hidden_size)
+    return max(found) if isinstance(found, list | tuple) else found
 
 
 @dataclass(frozen=True)

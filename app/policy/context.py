@@ -1,4 +1,4 @@
-"""How long a row of a model may be."""
+"""What a configuration says of a model's layers, and of how long a row may be."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,14 @@ def rope_switch(config: "PreTrainedConfig") -> int | None:
     text = config.get_text_config()
     found = [_switch(each, text) for each in _rope_settings(getattr(text, "rope_parameters", None))]
     return min((length for length in found if length is not None), default=None)
+
+
+def layer_configs(config: "PreTrainedConfig") -> list[Any]:
+    """The text model's configuration, or where its layers differ (Gemma 4) that of each of them."""
+    text = config.get_text_config()
+    if not getattr(text, "is_heterogeneous", False):
+        return [text]
+    return [text.per_layer_config[layer] for layer in range(text.num_hidden_layers)]
 
 
 def _rope_settings(parameters: Any) -> list[dict[str, Any]]:
