@@ -44,5 +44,5 @@ class CollapseAlarms(Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}  # the same on all ranks
         self._reasons = list(self.stop.spoken(metrics))
         for words in self.warn.spoken(metrics):
-            if trainer.is_global_zero:
+            if trainer.is_global_zero and not self._reasons:  # which say it once more
                 log.warning("iteration %d: %s", batch_idx + 1, words)
