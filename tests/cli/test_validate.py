@@ -94,7 +94,8 @@ def test_an_hf_folder_gives_the_table_the_scores_and_the_samples(folder: Path) -
     out = folder / "hf"
     few = ("--config", folder / "few.yaml")
     where = ("--model.policy.path", folder / "policy", *from_folder(folder / "data"))
-    shown = succeed("validate", *MATH, *few, *where, "--evaluation.folder", out)
+    reference = ("--evaluation.reference", "Qwen2.5-7B")
+    shown = succeed("validate", *MATH, *few, *where, *reference, "--evaluation.folder", out)
     rows = [line.split()[0] for line in shown.splitlines() if line.startswith(FIVE)]
     assert rows[:5] == list(FIVE)
     assert "macro average" in shown
@@ -109,6 +110,10 @@ def test_an_hf_folder_gives_the_table_the_scores_and_the_samples(folder: Path) -
     assert first["text"].endswith("\nAnswer:")
     assert len(first["token_ids"]) == len(first["tokens"])
     assert first["end_tokens"] == ["<|im_end|>"]
+    assert "published scores of Qwen2.5-7B" in shown
+    (greedy,) = (x for x in results["published"] if (x["benchmark"], x["source"]) == ("math500", "SimpleRL-Zoo"))
+    assert (greedy["published"], greedy["within"]) == (64.6, None)
+    assert greedy["differs"] == ["problems 5 (500)", "max_new_tokens 6 (16000)", "prompt"]
 
 
 def test_a_checkpoint_of_fit_is_evaluated_like_the_folder_that_the_run_exported(folder: Path) -> None:
