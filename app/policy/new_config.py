@@ -34,10 +34,10 @@ def new_config(entries: dict[str, Any], tokenizer: "PreTrainedTokenizerBase | No
     kind = entries["model_type"]
     require_choice(kind, tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES), "policy.config.model_type", listed=False)
     family = CONFIG_MAPPING[kind]
-    _check_keys(family, entries, "policy.config")
-    if tokenizer is not None:
-        entries = _completed(family, entries, tokenizer)
     with quiet(), loading("configuration", kind, "policy.config"):
+        _check_keys(family, entries, "policy.config")
+        if tokenizer is not None:
+            entries = _completed(family, entries, tokenizer)
         config = AutoConfig.for_model(kind, **{name: entries[name] for name in entries if name != "model_type"})
     if tokenizer is not None:
         check_vocabulary(config, tokenizer)
@@ -51,12 +51,23 @@ def _check_keys(family: Any, entries: dict[str, Any], place: str) -> None:
     they are given: ``head_dim``, ``partial_rotary_factor``, ``rope_local_base_freq``.
     """
     known = {*family().to_dict(), *family.attribute_map, *LEGACY_CONFIG_KEYS}
-    inner = family.sub_configs
     for name, value in entries.items():
         if name not in known and not _is_read(family, name):
             require_choice(name, tuple(sorted(known)), f"{place}.{name}", listed=False)
-        if isinstance(value, dict) and hasattr(inner.get(name), "attribute_map"):
-            _check_keys(inner[name], value, f"{place}.{name}")
+        inner = _inner_family(family, name, value)
+        if inner is not None and isinstance(value, dict):
+            _check_keys(inner, value, f"{place}.{name}")
+
+
+def _inner_family(family: Any, name: str, value: Any) -> Any:
+    """The family of an inner configuration; None where there is none, or any that the value does not name."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    inner = family.sub_configs.get(name)
+    if inner is None or hasattr(inner, "attribute_map"):
+        return inner
+    named = value.get("model_type") if isinstance(value, dict) else None
+    return CONFIG_MAPPING[named] if named in CONFIG_MAPPING else None  # noqa: SIM401  get does not load it
 
 
 def _is_read(family: Any, name: str) -> bool:
@@ -73,7 +84,7 @@ def _is_read(family: Any, name: str) -> bool:
 def _completed(family: Any, entries: dict[str, Any], tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
     """With what the tokenizer says: a family's defaults (LLaMA: tokens 1 and 2) would be other tokens of this one."""
     values = {"vocab_size": len(tokenizer), **{name: getattr(tokenizer, name) for name in SPECIAL_TOKENS}}
-    text = family.sub_configs.get("text_config")
+    text = _inner_family(family, "text_config", entries.get("text_config"))
     if text is not None:
         inner = {**_of(text, values), **(entries.get("text_config") or {})}
         entries = {**entries, "text_config": inner}
@@ -81,9 +92,14 @@ def _completed(family: Any, entries: dict[str, Any], tokenizer: "PreTrainedToken
 
 
 def _of(family: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``values`` that a family has keys for."""
+    """Those of ``values`` that a family has keys for, and null only where one may be."""
     known = {*family().to_dict(), *family.attribute_map}
-    return {name: value for name, value in values.items() if name in known}
+    types = {name: str(field.type) for name, field in family.__dataclass_fields__.items()}
+    return {
+        name: value
+        for name, value in values.items()
+        if name in known and (value is not None or "None" in types.get(name, "None"))
+    }
 
 
 def check_head_sizes(config: "PreTrainedConfig") -> None:
@@ -101,7 +117,9 @@ def check_head_sizes(config: "PreTrainedConfig") -> None:
 
 def check_vocabulary(config: "PreTrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> None:
     """Refuses a tokenizer with more tokens than the model has."""
-    size = config.get_text_config().vocab_size
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    if size is None:
+        refuse(f"{config.model_type} is no language model of its own: it has no vocabulary", "config.model_type")
     if size < len(tokenizer):
         message = f"the model knows {size} tokens, its tokenizer has {len(tokenizer)}"
         raise ConfigurationError(message, key="policy.config.vocab_size")
