@@ -70,7 +70,7 @@ def test_loss_equals_the_definition(style: str, application: str, reduction: str
         assert loss.item() == pytest.approx(reference.objective(inputs, s), rel=1e-10, abs=1e-12)
 
 
-@pytest.mark.parametrize("application", APPLICATIONS.keys() - {"fipo"})  # whose weight is held constant
+@pytest.mark.parametrize("application", sorted(APPLICATIONS.keys() - {"fipo"}))  # whose weight is held constant
 @pytest.mark.parametrize("style", STYLES)
 def test_gradients_equal_finite_differences(style: str, application: str) -> None:
     inputs = batch()

@@ -10,9 +10,10 @@ from app.data.sources import JsonLinesSource
 from app.engines.engine import SamplingSettings
 from app.errors import ConfigurationError
 from app.policy.checkpoints import verify_source
+from app.policy.exporting import save_policy
 from app.policy.fingerprints import source_fingerprint
 from app.policy.lora import LoraSettings
-from app.policy.models import PolicySettings, load_policy, load_tokenizer, save_policy
+from app.policy.models import PolicySettings, load_policy, load_tokenizer
 from callbacks import BenchmarkEvaluation, IterationCheckpoint
 from datamodules.base import BenchmarkSettings
 from tests.running import equal_weights, fit, make_data, make_module, make_rollouts, policy_settings, weights_of

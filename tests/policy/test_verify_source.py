@@ -8,7 +8,8 @@ import torch
 
 from app.errors import ConfigurationError
 from app.policy.checkpoints import verify_source
-from app.policy.models import PolicySettings, load_policy, load_tokenizer, save_policy
+from app.policy.exporting import save_policy
+from app.policy.models import PolicySettings, load_policy, load_tokenizer
 from tests.running import policy_settings
 from tests.storage.code import Marks
 
