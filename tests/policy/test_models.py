@@ -9,7 +9,6 @@ from pathlib import Path
 import jsonargparse
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from app.errors import ConfigurationError
@@ -19,12 +18,10 @@ from app.policy.models import (
     PolicySettings,
     check,
     check_path,
-    empty_policy,
     end_token_ids,
     load_policy,
     load_tokenizer,
 )
-from app.policy.sharding.stored import stored_weights
 from tests.models import tiny_config
 
 SYNTHETIC = NewTokenizerSettings()
@@ -312,29 +309,6 @@ def test_incomplete_weights_are_refused_not_filled_up_with_noise(copied, what, c
     replace_file(copied, "config.json", json.dumps(config | change).encode())
     with pytest.raises(ConfigurationError, match=rf"policy.path: the weights in .* {what} .* and \d+ more"):
         load_policy(PolicySettings(path=str(copied)))
-
-
-def test_weights_of_more_layers_than_the_configuration_has_are_refused(copied):
-    config = json.loads((copied / "config.json").read_text())
-    fewer = {"num_hidden_layers": 1, "layer_types": None}
-    replace_file(copied, "config.json", json.dumps(config | fewer).encode())
-    settings = PolicySettings(path=str(copied))
-    expected = r"policy.path: the weights in .* hold model\.layers\.1\.\S+ and \d+ more, for which config.json has no"
-    with pytest.raises(ConfigurationError, match=expected):
-        load_policy(settings)
-    with pytest.raises(ConfigurationError, match=expected):  # as sharded policies are read
-        list(stored_weights(settings, empty_policy(settings)))
-
-
-def test_tensors_that_no_larger_model_would_have_are_passed_over(copied):
-    weights = load_file(copied / "model.safetensors")
-    others = {"v_head.weight": torch.zeros(2), "visual.blocks.3.norm.weight": torch.zeros(2)}
-    (copied / "model.safetensors").unlink()
-    save_file(weights | others, copied / "model.safetensors", metadata={"format": "pt"})
-    settings = PolicySettings(path=str(copied))
-    loaded = load_policy(settings).state_dict()
-    assert not loaded.keys() & others.keys()
-    assert list(stored_weights(settings, empty_policy(settings)))
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(folder, corpus):
