@@ -226,7 +226,7 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
         train = self._training_source()
         if not train.finite:
             return None
-        return fingerprint([[problem.id, problem.problem, problem.answer] for problem in train.problems()])
+        return fingerprint([_identity(problem) for problem in train.problems()])
 
     @abstractmethod
     def _make_batch(self, share: Share) -> Batch:
@@ -329,3 +329,8 @@ class ProblemDataModule(pl.LightningDataModule, Generic[Batch]):
             train.exclude("in a benchmark", lambda problem: bool(index.exact_matches(problem.problem)))
         elif self.overlap == "drop":
             train.exclude("in a benchmark", index.overlaps)
+
+
+def _identity(problem: Problem) -> list[Any]:
+    """What a problem is to a run; conversations alone have a history."""
+    return [problem.id, problem.problem, problem.answer, *([problem.history] if problem.history else [])]

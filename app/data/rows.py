@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import date, time
 from typing import Any, Literal, get_args
 
-from app.data.problems import Problem
+from app.data.conversations import read_conversation, wrong_speaker
+from app.data.problems import Problem, Turn
 from app.errors import ConfigurationError, closest
 from app.seeds import derive_seed
 
@@ -32,7 +33,8 @@ class RowSettings:
 
     Attributes:
         columns: our names (``problem``, ``answer``, ``id``, or any further one) → the dataset's columns; dots
-            go into structures and lists (``reward_model.ground_truth``, ``prompt.0.content``). Columns of a
+            go into structures and lists (``reward_model.ground_truth``, ``prompt.0.content``). A
+            problem may be a list of turns with ``role`` and ``content``, the last of them the user's. Columns of a
             row that are not named here are kept under their own names.
         answer_format: ``plain``: as it stands. ``integer``: ``025``, ``27.0`` and the number 27 become ``25``
             and ``27``. ``after_hashes``: what follows the last ``####``, without thousands commas (GSM8K).
@@ -109,7 +111,7 @@ def read_row(row: Any, number: int | None, source: str, settings: RowSettings) -
     """
     if not isinstance(row, Mapping):
         raise MalformedRowError(f"is not an object but {type(row).__name__}")
-    statement = _checked_text(value_at(row, settings.column("problem")), "problem", settings)
+    statement, history = _statement(row, settings)
     answer = _answer(row, settings) if settings.has_answers else ""
     identifier = value_at(row, settings.column("id"))
     if identifier is _MISSING or identifier is None:
@@ -120,7 +122,23 @@ def read_row(row: Any, number: int | None, source: str, settings: RowSettings) -
         answer=answer,
         source=source,
         extra=_extra(row, settings),
+        history=history,
     )
+
+
+def _statement(row: Mapping[str, Any], settings: RowSettings) -> tuple[str, tuple[Turn, ...]]:
+    """The problem, and the turns that it goes on where it is a conversation."""
+    column = settings.column("problem")
+    value = value_at(row, column)
+    history: tuple[Turn, ...] = ()
+    if wrong := wrong_speaker(row, column, value_at):
+        raise MalformedRowError(wrong)
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        value, history = read_conversation(value, MalformedRowError)
+        for _, content in history:
+            if len(content) > settings.max_characters or not is_unicode(content):
+                raise MalformedRowError("a turn before its problem is wrongly encoded or over the limit of characters")
+    return _checked_text(value, "problem", settings), history
 
 
 def _answer(row: Mapping[str, Any], settings: RowSettings) -> str:

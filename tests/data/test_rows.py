@@ -144,3 +144,42 @@ def test_the_nearest_name_is_offered() -> None:
     assert nearest("quesion", ["answer", "question"]) == "did you mean 'question'? There are: answer, question"
     assert nearest("zzz", ["answer"]) == "there are: answer"
     assert nearest("zzz", []) == "there are: none"
+
+
+CONVERSATION = [
+    {"role": "system", "content": "Be exact."},
+    {"role": "user", "content": "2 + 2 ?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "And 3 + 3 ?"},
+]
+
+
+def test_a_problem_may_be_a_conversation() -> None:
+    settings = RowSettings(columns={"problem": "prompt"})
+    problem = read_row({"prompt": CONVERSATION, "answer": "6"}, 1, "set", settings)
+    assert problem.problem == "And 3 + 3 ?"
+    assert problem.history == (("system", "Be exact."), ("user", "2 + 2 ?"), ("assistant", "4"))
+    assert read_row({"prompt": CONVERSATION[1:2], "answer": "4"}, 1, "set", settings).history == ()
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        (CONVERSATION[:3], "the last turn of its problem is the assistant's"),
+        ([], "the problem is not a string but list"),
+        ([CONVERSATION[1], "2 + 2 ?"], "turn 2 of its problem has no role and content"),
+        ([{"role": "user", "content": [{"type": "text", "text": "2 + 2 ?"}]}], "turn 1 of its problem has no role"),
+        ([{"role": "system", "content": "\ud800"}, CONVERSATION[1]], "a turn before its problem is wrongly encoded"),
+    ],
+)
+def test_a_conversation_that_asks_nothing_is_malformed(turns: list[object], message: str) -> None:
+    with pytest.raises(MalformedRowError, match=message):
+        read_row({"prompt": turns, "answer": "6"}, 1, "set", RowSettings(columns={"problem": "prompt"}))
+
+
+def test_a_system_turn_is_no_problem() -> None:
+    """Rows of one file may begin with it or not: a column by number takes what stands there."""
+    settings = RowSettings(columns={"problem": "prompt.0.content"})
+    assert read_row({"prompt": CONVERSATION[1:2], "answer": "4"}, 1, "set", settings).problem == "2 + 2 ?"
+    with pytest.raises(MalformedRowError, match=r"prompt\.0\.content is the system's turn.*\{problem: prompt\}"):
+        read_row({"prompt": CONVERSATION, "answer": "6"}, 1, "set", settings)
