@@ -15,7 +15,7 @@ import multiprocessing
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,13 +138,11 @@ def _run(
 ) -> dict[str, float]:
     """Medians of the times and the peak memory in GiB of one run, in a forked process."""
     output = Path(options.folder) / "figures.json"
-    output.unlink(missing_ok=True)
-    own = work | {"shape": size, "strategy": strategy, "folder": options.folder, "output": output}
-    own |= {"iterations": options.iterations}
-    command = [word for name, value in own.items() for word in (f"--{name}", str(value))]
     log = output.with_suffix(".log")
-    arguments = ([*command, "--", *fit_options], log)
-    child = multiprocessing.get_context("fork").Process(target=_quietly, args=arguments)
+    output.unlink(missing_ok=True)
+    own = {"shape": size, "strategy": strategy, "folder": options.folder, "json": output}
+    arguments = command(work | own | {"iterations": options.iterations}, fit_options)
+    child = multiprocessing.get_context("fork").Process(target=_quietly, args=(arguments, log))
     child.start()
     child.join()
     if not output.exists():
@@ -153,14 +151,19 @@ def _run(
     return found["median"] | {"memory": found["median"].get("memory/training", found["host_peak_gib"])}
 
 
-def _quietly(command: list[str], log: Path) -> None:
+def command(own: Mapping[str, Any], fit_options: Sequence[str]) -> list[str]:
+    """The command line of :mod:`benchmarks.iteration`."""
+    return [*(word for name, value in own.items() for word in (f"--{name}", str(value))), "--", *fit_options]
+
+
+def _quietly(arguments: list[str], log: Path) -> None:
     """The benchmark of an iteration, its output in ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         with contextlib.suppress(SystemExit):
-            sys.exit(iteration(command))
+            sys.exit(iteration(arguments))
 
 
 def _tail(log: Path) -> str:

@@ -6,7 +6,8 @@ from app.cli.errors import check_keys, read_sources
 from app.cli.runner import GRPOLambdaCLI, _top_level
 from app.data.problems import Problem
 from app.rewards.reward import RewardSample
-from benchmarks.switch_costs import COLUMNS, COMMON, SWITCHES, _table, half_tied
+from benchmarks.iteration import _parse
+from benchmarks.switch_costs import COLUMNS, COMMON, SIZES, SWITCHES, _table, command, half_tied
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -17,6 +18,16 @@ def test_every_switch_is_a_key_of_fit(name: str) -> None:
     base = ["--config", "configs/recipes/base_rl.yaml", *files, *COMMON, *switch.base]
     check_keys(read_sources([*base, *switch.options]), _top_level("fit"))
     assert switch.options or switch.micro_batch_parts > 1 or switch.strategies[0] != switch.strategies[1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_benchmark_of_an_iteration_takes_its_command(size: str) -> None:
+    own = SIZES[size] | {"shape": size, "strategy": "single", "folder": "runs", "json": "figures.json", "iterations": 2}
+    options, fit_options = _parse(command(own, COMMON))
+    assert vars(options) | {"json": "figures.json"} == {
+        name.replace("-", "_"): value for name, value in own.items()
+    } | {"fit": COMMON}
+    assert fit_options == COMMON
 
 
 def test_half_of_the_groups_are_tied() -> None:
