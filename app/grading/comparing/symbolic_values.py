@@ -16,9 +16,10 @@ CLOSE = 1e-12
 """Relative difference of equal values."""
 CLOSE_DECIMALS = 1e-9
 """The same where a decimal is among them, as for the reader's own numbers."""
-POINTS = 8
-"""Where variables are drawn; at this many of them at least values must be there: :data:`DECIDED`."""
-DECIDED = 3
+DECIDED = 4
+"""Points at which both sides must have values, where there are variables."""
+_SCALES = ((1, 37), (1, 4), (-1, 37), (11, 1), (-1, 4), (1, 1), (1, 37), (-1, 37), (1, 4))
+"""Factor and divisor of the numerators at each point: below 1 and above, far above, negative, and whole."""
 _NUMERATORS = (3, 7, 11, 5, 13, 17, 19, 23, 29, 31)
 
 
@@ -108,14 +109,12 @@ def _close(first: Any, second: Any, close: float) -> bool:
 
 
 def _points(names: list[str]) -> Iterator[dict[str, Any]]:
-    """Rational values: below 1, above it, of either sign, and whole, for each of the names another."""
+    """Rational values, for each of the names another."""
     from sympy import Rational
 
     if not names:
         yield {}
         return
-    for index in range(POINTS):
+    for index, (factor, divisor) in enumerate(_SCALES):
         numerators = [_NUMERATORS[(place + index) % len(_NUMERATORS)] for place in range(len(names))]
-        below, sign = index % 2 == 0, -1 if index in (4, 5) else 1
-        denominator = 37 if below else 1 if index in (3, 7) else 4
-        yield {name: sign * Rational(top, denominator) for name, top in zip(names, numerators, strict=True)}
+        yield {name: Rational(factor * top, divisor) for name, top in zip(names, numerators, strict=True)}

@@ -53,6 +53,9 @@ def test_equal(gold: str, answer: str) -> None:
         (r"\int_0^1 x^{20}\,dx", "0"),
         (r"\lim_{x\to 0^-}\frac{1}{x}", r"\infty"),
         (r"\sum_{k=0}^{\infty} x^k", r"\frac{1}{1+x}"),
+        (r"\int_0^x |t-1|\,dt", r"x-\frac{x^2}{2}"),  # equal below 1
+        (r"\int_0^x |t|\,dt", r"\frac{x^2}{2}"),  # equal above 0
+        (r"\int_0^x |t-30|\,dt", r"30x-\frac{x^2}{2}"),  # equal below 30
         (r"\{\lim_{x\to 0}\frac{1}{x}, 2\}", r"\{\infty, 2\}"),
     ],
 )
