@@ -8,6 +8,7 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from lightning.pytorch.trainer.states import TrainerFn
 
 from app.errors import ConfigurationError
+from app.policy.sharding.gathering import give_back
 from app.storage.checkpoints import problem_of
 from app.storage.shards import data_only
 
@@ -26,6 +27,8 @@ class CheckedRestore(_CheckpointConnector):
             problem = trainer.strategy.broadcast(problem)
             if problem is not None:
                 raise ConfigurationError(f"{path} {problem}", key="ckpt_path")
+            # A whole checkpoint is loaded layer by layer, past the hook that would give gathered parameters back.
+            give_back(trainer.lightning_module.policy)
         self._load(path)
 
     def _load(self, path: Any) -> None:

@@ -37,19 +37,25 @@ def whole_parameters(model: Any) -> Iterator[None]:
             gathered.close()
 
 
-@contextlib.contextmanager
-def _unsharded(model: Any) -> Iterator[None]:
+def give_back(model: Any) -> None:
+    """Lets go of whatever parameters a forward pass has left gathered: under FSDP2 those of the root, until a backward
+    pass follows."""
     from torch.distributed.fsdp import FSDPModule
 
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+@contextlib.contextmanager
+def _unsharded(model: Any) -> Iterator[None]:
     model.set_reshard_after_forward(False)
     try:
         # One pass gathers layer by layer, in the order and on the streams of training; what it gathers then stays.
         model(input_ids=torch.zeros((1, 1), dtype=torch.long, device=device_of(model)), use_cache=False)
         yield
     finally:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+        give_back(model)
         model.set_reshard_after_forward(True)
         if any(parameter.requires_grad for parameter in model.parameters()):
             model.set_reshard_after_forward(False, recurse=False)
