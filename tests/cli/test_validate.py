@@ -153,7 +153,7 @@ def _sums(folder: Path) -> str:
         ("lost.ckpt", "model.policy.path: there is no checkpoint"),
         ("few.yaml", "is a file; give the folder that holds the model"),
         ("data", "is no HF model folder: it holds no config.json"),
-        ("broken.ckpt", "policy.path: cannot read the checkpoint"),
+        ("broken.ckpt", "is no checkpoint: torch.save did not write it"),
     ],
 )
 def test_a_policy_that_is_none_gives_one_line(
