@@ -11,10 +11,11 @@ import torch
 from app.engines.vllm.local import LocalEngineSettings, launcher_environment
 from app.engines.vllm.process import _names_of
 from app.engines.vllm.separate import SeparateEngines
-from app.engines.vllm.settings import VLLMSettings
+from app.engines.vllm.settings import VLLMSettings, sampling_params
 from app.engines.vllm.transfer import IPC_BUFFER_BYTES, _ipc
 from app.errors import ConfigurationError
 from app.seeds import derive_seed
+from tests.engines.vllm.support import request, word_tokenizer
 from tests.engines.vllm.transfer_on_cpu import GlooCommunicator
 
 pytest.importorskip("vllm", reason="vLLM is optional: make setup-vllm")
@@ -106,3 +107,18 @@ def test_the_trainers_spare_memory_is_given_back_before_an_engine_counts_what_is
     local = LocalEngineSettings("bfloat16", 0.4, None, 1, None, 8, True, False, 0)
     SeparateEngines(VLLMSettings(placement="separate"), local, torch.device("cuda", 0)).start(tmp_path)
     assert order == ["empty", "engine"]
+
+
+@pytest.mark.parametrize(("shown", "found"), [(True, "w1"), (False, None)])
+def test_a_stop_string_may_be_a_special_token(shown: bool, found: str | None) -> None:
+    """vLLM's text leaves special tokens out unless it is told not to, and a stop string with them."""
+    from vllm.v1.engine import EngineCoreRequest
+    from vllm.v1.engine.detokenizer import IncrementalDetokenizer
+
+    (params,) = sampling_params(request(n=1, end=(), stop_strings=("w1",)))
+    params.skip_special_tokens = params.skip_special_tokens or not shown
+    asked = {"request_id": "a", "prompt_token_ids": [5, 6], "sampling_params": params, "arrival_time": 0.0}
+    optional = ("mm_features", "pooling_params", "lora_request", "cache_salt", "data_parallel_rank")
+    engine_request = EngineCoreRequest(**asked, **dict.fromkeys(optional))
+    detokenizer = IncrementalDetokenizer.from_new_request(word_tokenizer(), engine_request)
+    assert detokenizer.update([7, 8, 1], False) == found
