@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 
-from app.evaluation.results import versions
 from app.rewards.reward import RewardSample
 from benchmarks.iteration import even_words
 from benchmarks.iteration import main as iteration
@@ -30,7 +29,7 @@ from benchmarks.sampling_speed import describe_machine
 
 SIZES: dict[str, dict[str, int]] = {
     "quickstart": {"prompts": 16, "group": 8, "prompt-tokens": 20, "new-tokens": 40, "micro-batch": 64},
-    "20m": {"prompts": 4, "group": 8, "prompt-tokens": 64, "new-tokens": 128, "micro-batch": 8},
+    "20m": {"prompts": 4, "group": 4, "prompt-tokens": 32, "new-tokens": 64, "micro-batch": 4},
 }
 """A shape of :mod:`benchmarks.iteration` → the work of an iteration."""
 
@@ -113,7 +112,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--switches", nargs="+", choices=SWITCHES, default=list(SWITCHES))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=4, help="of each run, the first of which warms up")
+    parser.add_argument("--iterations", type=int, default=3, help="of each run, the first of which warms up")
     parser.add_argument("--folder", default="runs/switch-costs", help="for the policies' files and the runs")
     parser.add_argument("--output", help="a Markdown file for the tables")
     return parser.parse_args()
@@ -186,12 +185,11 @@ def _table(size: str, found: dict[str, list[dict[str, float]]]) -> str:
 
 
 def _page(tables: Sequence[str], options: argparse.Namespace) -> str:
-    used = ", ".join(f"{name} {version}" for name, version in versions().items() if name in ("torch", "transformers"))
     return "\n".join(
         [
             "# Costs of the switches, measured",
             "",
-            f"`python -m benchmarks.switch_costs --rounds {options.rounds}` on {describe_machine()}, {used}.",
+            f"`python -m benchmarks.switch_costs --rounds {options.rounds}` on {describe_machine()}.",
             "",
             *tables,
         ]
