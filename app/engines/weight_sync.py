@@ -29,8 +29,8 @@ class WeightSyncError(CommonError):
         lost = f"lack {_listed(absent)}" if absent else ""
         what = " and ".join(part for part in (differ, lost) if part)
         super().__init__(
-            f"after the weight sync the engine's weights {what}: rollouts would not be the policy's. If this "
-            "architecture names or lays out its weights in another way, set engine.verify_weights to false"
+            f"after the weight sync the engine's weights {what}: rollouts would not be the policy's. Where vLLM lays "
+            "this family out in a way that cannot be compared, use the transformers engine"
         )
 
     def __reduce__(self) -> tuple[type["WeightSyncError"], tuple[list[str], list[str]]]:

@@ -128,7 +128,7 @@ class VLLMEngine(RolloutEngine):
         self._ranks = self._ranks or RolloutRanks()
         model = inner_model(module.policy)
         self._dtype = self.settings.engine_dtype(module.compute_dtype)
-        self._vocab_size = model.config.vocab_size
+        self._vocab_size = model.config.get_text_config().vocab_size
         with ScratchFolder("vllm-model") as folder:
             write_model_files(model, module.tokenizer, folder)
             self._max_model_len = self._driven(lambda: self._open(folder, module.device))

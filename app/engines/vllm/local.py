@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.engines.engine import Completion, GenerationRequest
+from app.engines.vllm.models import check_model
 from app.engines.vllm.settings import GIB, sampling_params
 from app.engines.weight_sync import Weights
-from app.errors import ConfigurationError
 from app.storage.scratch import ScratchFolder
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class LocalEngine:
         settings: see :class:`LocalEngineSettings`.
 
     Raises:
-        ConfigurationError: where vLLM's attention kernels do not take the model's head size.
+        ConfigurationError: where vLLM cannot run the model on this machine.
     """
 
     def __init__(self, folder: Path, settings: LocalEngineSettings) -> None:
@@ -170,7 +170,7 @@ def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
     from vllm import LLM
     from vllm.platforms import current_platform
 
-    _check_head_size(folder, settings.dtype)
+    check_model(folder, settings.dtype)
     arguments: dict[str, Any] = {}
     if settings.kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(settings.kv_cache_gib * GIB)
@@ -229,29 +229,6 @@ def _sleep_available() -> bool:
     from vllm.platforms import current_platform
 
     return current_platform.is_sleep_mode_available()
-
-
-def _check_head_size(folder: Path, dtype: str) -> None:
-    """vLLM's CPU kernels take few head sizes and say so only in the middle of the first forward pass."""
-    from transformers import AutoConfig
-    from vllm.platforms import current_platform
-    from vllm.utils.import_utils import resolve_obj_by_qualname
-    from vllm.v1.attention.selector import AttentionSelectorConfig
-
-    config = AutoConfig.from_pretrained(folder)
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    wanted = AttentionSelectorConfig(size, getattr(torch, dtype), "auto", None)
-    try:
-        backend = resolve_obj_by_qualname(current_platform.get_attn_backend_cls(None, wanted))
-    except ValueError as error:
-        raise ConfigurationError(f"vLLM cannot run attention heads of {size} here: {error}", key="engine") from error
-    if not backend.supports_head_size(size):
-        sizes = ", ".join(map(str, backend.get_supported_head_sizes()))
-        raise ConfigurationError(
-            f"vLLM's attention has no kernel for heads of {size} (hidden_size / num_attention_heads) on this "
-            f"machine; choose one of {sizes}, or the transformers engine",
-            key="engine",
-        )
 
 
 def _completion(output: "CompletionOutput") -> Completion:

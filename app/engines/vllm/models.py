@@ -1,0 +1,66 @@
+"""Which policies vLLM runs on this machine, by their configuration."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.errors import ConfigurationError
+from app.policy.context import layer_configs
+
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def check_model(folder: Path, dtype: str) -> None:
+    """Refuses what vLLM would run wrong, or would stop at in the middle of its first forward pass.
+
+    Raises:
+        ConfigurationError: attention heads of a size without a kernel; experts on a CPU.
+    """
+    from transformers import AutoConfig
+    from vllm.platforms import current_platform
+
+    config = AutoConfig.from_pretrained(folder)
+    if current_platform.is_cpu():
+        _check_experts(config)
+    for size in sorted(head_sizes(config)):
+        _check_head_size(size, dtype)
+
+
+def head_sizes(config: Any) -> set[int]:
+    """Sizes of the attention heads of all layers; none where there is no attention, or a latent one."""
+    sizes = set()
+    for layer in layer_configs(config):
+        heads = getattr(layer, "num_attention_heads", None)
+        if heads and not getattr(layer, "kv_lora_rank", None):
+            sizes.add(getattr(layer, "head_dim", None) or layer.hidden_size // heads)
+    return sizes
+
+
+def _check_experts(config: Any) -> None:
+    counts = [getattr(config.get_text_config(), name, None) for name in EXPERT_COUNTS]
+    if any(isinstance(count, int) and count > 1 for count in counts):
+        raise ConfigurationError(
+            "vLLM's CPU build keeps the experts that it started with, whatever weights it is sent: "
+            f"{config.model_type} cannot be sampled with it on a CPU; use the transformers engine",
+            key="engine",
+        )
+
+
+def _check_head_size(size: int, dtype: str) -> None:
+    from vllm.platforms import current_platform
+    from vllm.utils.import_utils import resolve_obj_by_qualname
+    from vllm.v1.attention.selector import AttentionSelectorConfig
+
+    wanted = AttentionSelectorConfig(size, getattr(torch, dtype), "auto", None)
+    try:
+        backend = resolve_obj_by_qualname(current_platform.get_attn_backend_cls(None, wanted))
+    except ValueError as error:
+        raise ConfigurationError(f"vLLM cannot run attention heads of {size} here: {error}", key="engine") from error
+    if not backend.supports_head_size(size):
+        sizes = ", ".join(map(str, backend.get_supported_head_sizes()))
+        raise ConfigurationError(
+            f"vLLM's attention has no kernel for heads of {size} (hidden_size / num_attention_heads) on this "
+            f"machine; choose one of {sizes}, or the transformers engine",
+            key="engine",
+        )
