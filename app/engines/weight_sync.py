@@ -96,25 +96,32 @@ class SyncRecord:
     Attributes:
         dtype: the engine's; values are compared as it rounds them.
         round_number: which sync this is, from 0.
+        transposed: names of weights that engines compute with the other way round.
         sent: fingerprint by name.
         widths: number of columns by name, as :func:`as_matrix` sees them.
     """
 
     dtype: torch.dtype
     round_number: int
+    transposed: frozenset[str] = frozenset()
     sent: dict[str, int] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
 
     def watch(self, weights: Weights) -> Weights:
         """Passes ``weights`` on and takes their fingerprints."""
         for name, tensor in weights:
-            self.sent[name] = whole_fingerprint(tensor.to(self.dtype), self.round_number)
-            self.widths[name] = as_matrix(tensor).shape[1]
+            used = tensor.T if name in self.transposed else tensor
+            self.sent[name] = whole_fingerprint(used.to(self.dtype), self.round_number)
+            self.widths[name] = as_matrix(used).shape[1]
             yield name, tensor
 
     def check(self, held: Mapping[str, int]) -> None:
-        """Raises WeightSyncError unless ``held``, the engine's fingerprints, equal those that were sent."""
-        absent = [name for name in self.sent if name not in held]
+        """Raises WeightSyncError unless ``held``, the engine's fingerprints, equal those that were sent.
+
+        A tied head that the engine has no name for is proved by the embedding: the same values under another name.
+        """
+        shown = {(self.sent[name], self.widths[name]) for name in self.sent if name in held}
+        absent = [name for name in self.sent if name not in held and (self.sent[name], self.widths[name]) not in shown]
         differ = [name for name in self.sent if name in held and held[name] % MODULUS != self.sent[name]]
         if differ or absent:
             raise WeightSyncError(differ, absent)

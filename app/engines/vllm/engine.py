@@ -15,8 +15,11 @@ from app.engines.vllm.colocated import Colocated
 from app.engines.vllm.local import LocalEngineSettings
 from app.engines.vllm.separate import SeparateEngines
 from app.engines.vllm.settings import Placement, VLLMSettings, check_requests, require_vllm
+from app.engines.weight_names import checkpoint_weights, transposed_names
 from app.engines.weight_sync import SyncRecord
-from app.policy.sharding.merging import Weights, policy_weights
+from app.errors import ConfigurationError
+from app.policy.context import rope_switch
+from app.policy.sharding.merging import Weights
 from app.policy.sharding.wrapping import inner_model
 from app.stopping import STOP
 from app.storage.scratch import ScratchFolder
@@ -111,6 +114,8 @@ class VLLMEngine(RolloutEngine):
         self._backend: Backend | None = None
         self._dtype = torch.float32
         self._vocab_size = 0
+        self._longest: int | None = None
+        self._transposed: frozenset[str] = frozenset()
         self._max_model_len = 0
         self._module: PolicyOwner | None = None
         self._syncs = 0
@@ -129,6 +134,7 @@ class VLLMEngine(RolloutEngine):
         model = inner_model(module.policy)
         self._dtype = self.settings.engine_dtype(module.compute_dtype)
         self._vocab_size = model.config.get_text_config().vocab_size
+        self._longest = self._longest_row(rope_switch(model.config))
         with ScratchFolder("vllm-model") as folder:
             write_model_files(model, module.tokenizer, folder)
             self._max_model_len = self._driven(lambda: self._open(folder, module.device))
@@ -147,6 +153,17 @@ class VLLMEngine(RolloutEngine):
             raise
         return self._backend.max_model_len
 
+    def _longest_row(self, switch: int | None) -> int | None:
+        """``max_model_len``, or where rotary embeddings change for all rows: an engine with room beyond that turns
+        short rows as well otherwise than the trainer."""
+        wanted = self.settings.max_model_len
+        if switch is not None and wanted is not None and wanted > switch:
+            raise ConfigurationError(
+                f"must be at most {switch}, where this policy's rotary embeddings change (longrope); got {wanted}",
+                key="engine.max_model_len",
+            )
+        return wanted or switch
+
     def _local_settings(self, device: torch.device) -> LocalEngineSettings:
         settings, index, together = self.settings, device.index or 0, self._together
         launched = not self._separate and (together.size > 1 or index > 0)
@@ -155,10 +172,11 @@ class VLLMEngine(RolloutEngine):
             gpu_memory_share=settings.gpu_memory_share,
             kv_cache_gib=settings.kv_cache_gib,
             tensor_parallel_size=settings.tensor_parallel_size,
-            max_model_len=settings.max_model_len,
+            max_model_len=self._longest,
             max_sequences=settings.max_sequences,
             prefix_caching=settings.prefix_caching,
             sleep=not self._separate and settings.sleep_level > 0,
+            colocated=not self._separate,
             seed=settings.seed,
             rank=together.rank if launched else None,
             device_index=index,
@@ -187,7 +205,8 @@ class VLLMEngine(RolloutEngine):
         """
         started = time.perf_counter()
         self._module = module
-        weights = policy_weights(module.policy)
+        weights = checkpoint_weights(module.policy)
+        self._transposed = transposed_names(module.policy)
         if self._separate and self._together.rank > 0:
             _drain(weights)
         self._driven(lambda: self._hand_over(weights))
@@ -196,7 +215,7 @@ class VLLMEngine(RolloutEngine):
 
     def _hand_over(self, weights: Weights) -> None:
         backend = self._running()
-        record = SyncRecord(self._dtype, self._syncs)
+        record = SyncRecord(self._dtype, self._syncs, self._transposed)
         try:
             backend.load(record.watch(weights) if self.settings.verify_weights else weights)
         finally:

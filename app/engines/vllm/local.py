@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.engines.engine import Completion, GenerationRequest
-from app.engines.vllm.models import check_model
+from app.engines.vllm.models import check_model, classes_as_they_were
 from app.engines.vllm.settings import GIB, sampling_params
 from app.engines.weight_sync import Weights
 from app.storage.scratch import ScratchFolder
@@ -48,6 +48,7 @@ class LocalEngineSettings:
         rank: the trainer's, of an engine inside it that vLLM would otherwise take for the only one, on the first
             device: where there are several ranks, or the device is another one. None otherwise.
         device_index: number of the device that such an engine shares with the trainer.
+        colocated: whether the trainer's policy lives in the same process.
     """
 
     dtype: str
@@ -62,6 +63,7 @@ class LocalEngineSettings:
     transfer: str | None = None
     rank: int | None = None
     device_index: int = 0
+    colocated: bool = False
 
 
 class LocalEngine:
@@ -82,7 +84,8 @@ class LocalEngine:
         self._scratch = ScratchFolder("vllm")
         release_cached_memory()
         # Lightning validates in inference mode; weights that are made in it could not be replaced outside.
-        with torch.inference_mode(False), process_as_it_was(), eager(), temporary_files_in(self._scratch.path):
+        kept = classes_as_they_were(settings.colocated), temporary_files_in(self._scratch.path)
+        with torch.inference_mode(False), process_as_it_was(), eager(), kept[0], kept[1]:
             try:
                 self.llm = _build(folder, settings)
             except BaseException:

@@ -1,5 +1,7 @@
-"""Which policies vLLM runs on this machine, by their configuration."""
+"""Which policies vLLM runs on this machine, by their configuration; and how it leaves the trainer's classes be."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,3 +66,33 @@ def _check_head_size(size: int, dtype: str) -> None:
             f"machine; choose one of {sizes}, or the transformers engine",
             key="engine",
         )
+
+
+@contextlib.contextmanager
+def classes_as_they_were(colocated: bool) -> Iterator[None]:
+    """Inside, an engine in the trainer's process leaves transformers' classes alone.
+
+    A family that vLLM has no model of its own for runs on transformers' class, which vLLM changes in place, so that it
+    can be compiled: the trainer's policy, of the same class, could not be called any more. Nothing is compiled where
+    there are no CUDA graphs, and there the change is left out; elsewhere such a family needs a process of its own.
+    """
+    if not colocated:
+        yield
+        return
+    from vllm.model_executor.models.transformers.base import Base
+    from vllm.platforms import current_platform
+
+    def refuse(self: Any, cls: type, *_: Any, **__: Any) -> None:
+        raise ConfigurationError(
+            f"vLLM has no model of its own for {cls.__name__} and changes transformers' class, which the trainer uses "
+            "too: use placement: separate",
+            key="engine.placement",
+        )
+
+    changed = Base._decorate_cls_for_torch_compile
+    compiles = current_platform.support_static_graph_mode()
+    Base._decorate_cls_for_torch_compile = refuse if compiles else lambda self, *_, **__: None
+    try:
+        yield
+    finally:
+        Base._decorate_cls_for_torch_compile = changed

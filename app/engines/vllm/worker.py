@@ -79,7 +79,7 @@ class PolicyWeights:
 
 
 def _locate(model: "nn.Module", name: str) -> "tuple[nn.Module, str, int | None] | None":
-    """(layer, "weight" or "bias", part of a fused layer) that holds a Hugging Face weight, or None."""
+    """(layer, its attribute such as "weight", part of a fused layer) that holds a Hugging Face weight, or None."""
     path, _, kind = name.rpartition(".")
     parent, _, leaf = path.rpartition(".")
     candidates: Iterator[tuple[str, int | None]] = itertools.chain(
@@ -139,8 +139,9 @@ def _columns(
     reader: LayerReader, layer: "nn.Module", kind: str, columns: torch.Tensor, shard: Shard
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[R, K] values of this worker's rows, and those of the wanted columns that lie on this worker."""
-    if kind == "bias":
-        return as_matrix(layer.bias), columns
+    if kind != "weight":  # a bias, a state-space model's decay, an attention sink …: lies there as it is
+        values = as_matrix(getattr(layer, kind))
+        return values.index_select(1, columns.to(values.device)), columns
     local = columns - shard.first_column
     here = (local >= 0) & (local < _local_width(layer))
     return reader.columns(layer, local[here]), columns[here]

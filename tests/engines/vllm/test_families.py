@@ -1,11 +1,36 @@
-"""Families that vLLM cannot run on a CPU are refused by their configuration."""
+"""Families beside LLaMA's kin on vLLM: tied heads, layouts turned round, classes of transformers, experts on a CPU."""
 
 import pytest
+import torch
 
+from app.engines.engine import GenerationRequest, SamplingSettings
+from app.engines.vllm.engine import VLLMEngine
 from app.engines.vllm.models import check_model, head_sizes
-from app.engines.weight_sync import WeightSyncError
 from app.errors import ConfigurationError
-from tests.families import family_policy
+from tests.engines.vllm.support import perturb
+from tests.families import PROMPTS, family_policy, log_probs_alone, owner_of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["olmo2", "gpt2"])
+def test_a_colocated_engine_samples_the_policy_and_leaves_its_class_alone(kind: str) -> None:
+    policy, engine = family_policy(kind), VLLMEngine(kv_cache_gib=0.25)
+    classes = {type(module): dict(vars(type(module))) for module in policy.modules()}
+    owner = owner_of(policy)
+    try:
+        engine.start(owner)
+        engine.sync(owner)
+        perturb(policy)
+        engine.sync(owner)
+        requests = [GenerationRequest(ids, 2, 0, SamplingSettings(max_new_tokens=8), ()) for ids in PROMPTS]
+        groups = engine.generate(requests)
+    finally:
+        engine.close()
+    assert {kind: dict(vars(kind)) for kind in classes} == classes
+    for prompt, group in zip(PROMPTS, groups, strict=True):
+        for completion in group:
+            whole = log_probs_alone(policy, prompt, completion.token_ids)
+            assert (torch.tensor(completion.log_probs) - whole).abs().max() < 1e-3
 
 
 def test_experts_are_refused_on_a_cpu_before_anything_starts(tmp_path) -> None:
@@ -26,5 +51,10 @@ def test_layers_that_differ_have_sizes_of_their_own() -> None:
     assert head_sizes(family_policy("gemma4_text", global_head_dim=64).config) == {32, 64}
 
 
-def test_nothing_advises_to_switch_the_proof_off() -> None:
-    assert "verify_weights" not in str(WeightSyncError(["embed"], []))
+def test_an_engine_has_no_room_beyond_where_rotary_embeddings_change() -> None:
+    engine = VLLMEngine(max_model_len=128)
+    assert VLLMEngine()._longest_row(64) == 64
+    assert VLLMEngine(max_model_len=48)._longest_row(64) == 48
+    assert engine._longest_row(None) == 128
+    with pytest.raises(ConfigurationError, match=r"^engine\.max_model_len: must be at most 64.* got 128"):
+        engine._longest_row(64)
