@@ -50,5 +50,6 @@ def result(folder: Path, rank: int = 0) -> dict[str, Any]:
 
 
 def untimed(metrics: dict[str, float]) -> dict[str, float]:
-    """Without what depends on the clock."""
-    return {name: value for name, value in metrics.items() if "time" not in name and "second" not in name}
+    """Without what depends on the clock, or on whether a rollout is its process's first one (which has a preflight)."""
+    left_out = ("time", "second", "old_pass_share")
+    return {name: value for name, value in metrics.items() if not any(part in name for part in left_out)}
