@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from app.policy.sharding.merging import Weights, policy_weights
-from app.policy.sharding.wrapping import inner_model
+from app.policy.sharding.wrapping import inner_model, plain_model
+from app.policy.weights import named_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,6 +33,14 @@ def checkpoint_weights(policy: nn.Module) -> Weights:
     else:
         for name, tensor in weights:
             yield from _reverted(model, {name: tensor})
+
+
+def tied_widths(policy: nn.Module) -> dict[str, int]:
+    """Columns of each weight that is another one's tensor under a second name, such as the head of tied embeddings."""
+    plain = plain_model(policy)
+    first = {name for name, _ in named_weights(plain)}
+    every = named_weights(plain, remove_duplicate=False)
+    return {name: tensor.shape[-1] for name, tensor in every if name not in first}
 
 
 def _reverted(model: "PreTrainedModel", weights: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -35,7 +35,7 @@ def test_the_trace_variant_is_what_its_definition_says(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         reference,
         "_row_terms",
-        lambda z, length, application, q, style: (
+        lambda z, length, application, q, *_: (
             [torch.tensor(x).exp().item() for x in z],
             [q**t for t in range(length)],
         ),

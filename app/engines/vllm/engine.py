@@ -15,7 +15,7 @@ from app.engines.vllm.colocated import Colocated
 from app.engines.vllm.local import LocalEngineSettings
 from app.engines.vllm.separate import SeparateEngines
 from app.engines.vllm.settings import Placement, VLLMSettings, check_requests, require_vllm
-from app.engines.weight_names import checkpoint_weights, transposed_names
+from app.engines.weight_names import checkpoint_weights, tied_widths, transposed_names
 from app.engines.weight_sync import SyncRecord
 from app.errors import ConfigurationError
 from app.policy.context import rope_switch
@@ -116,6 +116,7 @@ class VLLMEngine(RolloutEngine):
         self._vocab_size = 0
         self._longest: int | None = None
         self._transposed: frozenset[str] = frozenset()
+        self._absent: frozenset[str] | None = None  # not asked for yet
         self._max_model_len = 0
         self._module: PolicyOwner | None = None
         self._syncs = 0
@@ -135,6 +136,7 @@ class VLLMEngine(RolloutEngine):
         self._dtype = self.settings.engine_dtype(module.compute_dtype)
         self._vocab_size = model.config.get_text_config().vocab_size
         self._longest = self._longest_row(rope_switch(model.config))
+        self._absent = None
         with ScratchFolder("vllm-model") as folder:
             write_model_files(model, module.tokenizer, folder)
             self._max_model_len = self._driven(lambda: self._open(folder, module.device))
@@ -206,18 +208,23 @@ class VLLMEngine(RolloutEngine):
         started = time.perf_counter()
         self._module = module
         weights = checkpoint_weights(module.policy)
+        tied = tied_widths(module.policy) if self._absent is None else {}
         self._transposed = transposed_names(module.policy)
         if self._separate and self._together.rank > 0:
             _drain(weights)
-        self._driven(lambda: self._hand_over(weights))
+        self._driven(lambda: self._hand_over(weights, tied))
         self._syncs += 1
         self.last_sync_seconds = time.perf_counter() - started
 
-    def _hand_over(self, weights: Weights) -> None:
+    def _hand_over(self, weights: Weights, tied: dict[str, int]) -> None:
         backend = self._running()
-        record = SyncRecord(self._dtype, self._syncs, self._transposed)
+        if self._absent is None:  # some of vLLM's models have no head of their own where it is tied, and refuse one
+            replicas = backend.fingerprints(tied, 0) if tied else []
+            self._absent = frozenset(name for name in tied if not all(name in placed for placed in replicas))
+        record, absent = SyncRecord(self._dtype, self._syncs, self._transposed), self._absent
+        wanted = ((name, tensor) for name, tensor in weights if name not in absent)
         try:
-            backend.load(record.watch(weights) if self.settings.verify_weights else weights)
+            backend.load(record.watch(wanted) if self.settings.verify_weights else wanted)
         finally:
             _drain(weights)  # to the end, whatever happened: other ranks take part in gathering every shard
         if self.settings.verify_weights:
