@@ -18,7 +18,7 @@ def nested(path: str, value: Any) -> dict[str, Any]:
 
 def checked(key: str, written_out: bool = False) -> None:
     part, _, rest = key.partition(".")
-    inner = {"init_args": nested(rest, None)} if written_out else nested(rest, None)
+    inner = {"init_args": nested(rest, 1)} if written_out else nested(rest, 1)
     values: dict[str, Any] = {part: inner}
     if part == "model":
         values[part]["class_path"] = "GRPOLambdaModule"

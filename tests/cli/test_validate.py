@@ -54,6 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         write_json_lines(found / "data" / f"{name}.jsonl", rows)
     config = tiny_config(hidden_size=64, num_attention_heads=2, num_key_value_heads=1, initializer_range=0.3)
+    config["max_position_embeddings"] = 16384  # real problems are long in so few subwords
     del config["vocab_size"]
     corpus = str(found / "data" / "math500.jsonl")
     tokenizer = {"kind": "bpe", "vocab_size": 300, "corpus": corpus}
@@ -223,7 +224,7 @@ def test_what_another_grader_judged_before_a_kill_is_graded_anew_and_not_generat
     for name in ("app", "callbacks", "configs", "datamodules", "modules", "tests"):
         shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "main.py", other)
-    with (other / "app" / "rewards" / "grading.py").open("a") as code:
+    with (other / "app" / "grading" / "grader.py").open("a") as code:
         code.write(OTHER_GRADER)
 
     def evaluate(name: str, **settings: Any) -> tuple[Any, ...]:
