@@ -23,9 +23,9 @@ import torch
 import yaml
 from lightning import Callback, Trainer
 
-import app.policy.models
 import app.storage.durable
 import callbacks.iteration_checkpoint
+from app.policy import exporting
 from app.rewards.reward import RewardSample
 from app.rewards.weighted import WeightedRewards
 from app.storage.checkpoints import problem_of
@@ -77,7 +77,7 @@ class KillAt(Callback):
             "before the checkpoint takes its place": lambda: self._before(callbacks.iteration_checkpoint, "install"),
             "before the link": lambda: self._around_link(before=True),
             "after the link": lambda: self._around_link(before=False),
-            "export": lambda: self._during(app.policy.models, "_save_model"),
+            "export": lambda: self._during(exporting, exporting._save_model.__name__),  # mypy sees a name that is gone
             "before the export takes its place": lambda: self._before(app.storage.durable, "install", "hf"),
         }
         places.get(self.moment, lambda: None)()
@@ -223,7 +223,11 @@ class KilledRun:
         (folder / "run.yaml").write_text(yaml.safe_dump(configuration(folder, engine, iterations)))
 
     def kill(self, moment: str, occurrence: int = 1, rank: int = 0) -> Kill:
-        """Starts the run and has it killed at ``moment``."""
+        """Starts the run and has it killed at ``moment``.
+
+        Raises:
+            RuntimeError: the run ended by an error of its own.
+        """
         witness = self.folder / "witness.json"
         witness.unlink(missing_ok=True)
         arguments = {"moment": moment, "occurrence": occurrence, "witness": str(witness), "rank": rank}
@@ -234,6 +238,8 @@ class KilledRun:
         if witness.exists():
             seen = json.loads(witness.read_text())
             found.fell = any(MOMENTS[moment] in names for names in seen["running"])
+        elif process.returncode:
+            raise RuntimeError(f"{moment}: exit code {process.returncode}:\n{self._output()[-3000:]}")
         return found
 
     def kill_at_random(self, seconds: float) -> Kill:
@@ -256,11 +262,13 @@ class KilledRun:
         """
         process = self._start()
         code = process.wait(LIMIT_S)
-        output = (self.folder / "output").read_text(errors="replace")
         if code:
-            raise RuntimeError(f"exit code {code}:\n{output[-3000:]}")
+            raise RuntimeError(f"exit code {code}:\n{self._output()[-3000:]}")
         self._wait_for_processes()
-        return output
+        return self._output()
+
+    def _output(self) -> str:
+        return (self.folder / "output").read_text(errors="replace")
 
     def outcome(self) -> dict[str, Any]:
         """What must not depend on kills: exported weights, samples of evaluations, rewards by iteration."""
