@@ -217,7 +217,11 @@ class Recorder(Callback):
         self._peak("training")
         mask = pl_module.experience.tokens
         rows = list(zip(mask.lengths.tolist(), mask.completion_mask.sum(1).tolist(), strict=True))
-        measured = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("time/")}
+        measured = {
+            name.removeprefix("speed/"): float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith("speed/time/")
+        }
         measured |= self.peaks | {"time/iteration": time.perf_counter() - self.started}
         work = {"tokens": sum(row[0] for row in rows), "completion_tokens": sum(row[1] for row in rows)}
         self.iterations.append(measured | work | {"training_flops": self.flops.training(rows)})

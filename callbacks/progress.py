@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-SHOWN = {"reward": "reward", "loss": "loss", "tokens/per_second": "tok/s"}
+SHOWN = {"reward": "reward", "loss": "loss", "speed/tokens/per_second": "tok/s"}
 
 
 class IterationProgress(ProgressBar):

@@ -88,7 +88,7 @@ class RolloutCallback(Callback):
         self.truncation = truncation
         self.mismatch = mismatch
         self._preflight_ranks: RolloutRanks | None = None
-        self._totals = {"tokens/total": 0.0, "completions/total": 0.0}
+        self._totals = {"speed/tokens/total": 0.0, "completions/total": 0.0}
         self._iteration_started = 0.0
         self._preflight_done = False
         self._tied_reported = False
@@ -200,7 +200,7 @@ class RolloutCallback(Callback):
             log.warning(
                 "iteration %d: the completions of every prompt earned the same reward (mean %.3g), so there is nothing "
                 "to learn from and the weights stay as they are. The run goes on; watch frac_reward_zero_std and "
-                "updates/skipped.",
+                "policy/updates/skipped.",
                 rollout.batch.iteration + 1,
                 sum(rollout.rewards) / len(rollout.rewards),
             )
@@ -210,8 +210,8 @@ class RolloutCallback(Callback):
     ) -> None:
         """Logs what was generated on all ranks, the groups that dynamic sampling gave up included:
 
-        - ``tokens/total``, ``completions/total``: by the rollouts of all iterations so far;
-        - ``tokens/per_second``: tokens of this iteration's rollout over its ``time/iteration``.
+        - ``speed/tokens/total``, ``completions/total``: by the rollouts of all iterations so far;
+        - ``speed/tokens/per_second``: tokens of this iteration's rollout over its ``speed/time/iteration``.
         """
         assert pl_module.experience is not None
         keep_suspects(trainer, pl_module)
@@ -221,10 +221,10 @@ class RolloutCallback(Callback):
         *counts, signals = zip(*counted, strict=True)
         tokens, completions = map(sum, counts)
         STOP.agree(signals)
-        self._totals["tokens/total"] += tokens
+        self._totals["speed/tokens/total"] += tokens
         self._totals["completions/total"] += completions
         seconds = time.perf_counter() - self._iteration_started
-        rates = {"time/iteration": seconds, "tokens/per_second": tokens / seconds}
+        rates = {"speed/time/iteration": seconds, "speed/tokens/per_second": tokens / seconds}
         pl_module.log_dict(self._totals | rates, rank_zero_only=True)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]) -> None:

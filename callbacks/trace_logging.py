@@ -17,14 +17,14 @@ QUARTERS = 4
 
 
 class TraceLogging(Callback):
-    """Logs under ``trace/<style>/``, at the run's q = γ·λ:
+    """Logs under ``traces/<style>/``, at the run's q = γ·λ:
 
     - ``effective_horizon``: Σ_k tr(t, k) at a row's last token: how many tokens' worth of past it holds;
     - ``weight/quarter<n>``: mean forward weight W over the n-th quarter of the rows' own lengths;
     - ``z_std``, ``z_max``: root mean square and largest size of the accumulated log-ratio, as the last update saw it;
-    - ``clip_fraction`` and ``clip_fraction/quarter<n>``: share of tokens whose ratio leaves the clip range.
+    - ``clip_fraction/all`` and ``clip_fraction/quarter<n>``: share of tokens whose ratio leaves the clip range.
 
-    ``trace/none/…`` gives the last two for the plain token ratio.
+    ``traces/none/…`` gives the last two for the plain token ratio.
 
     Args:
         every_n_iterations: how often.
@@ -66,10 +66,10 @@ def _record_weights(sums: MetricSums, style: str, mask: torch.Tensor, settings: 
     lengths = mask.sum(1).long()
     backward = weights(mask, settings.q, style, "backward")
     last = backward.gather(1, (lengths - 1).clamp(min=0)[:, None]).squeeze(1)
-    sums.add_values(f"trace/{style}/effective_horizon", last[lengths > 0])
+    sums.add_values(f"traces/{style}/effective_horizon", last[lengths > 0])
     forward = weights(mask, settings.q, style, "forward")
     for name, part in _quarters(mask):
-        sums.add_values(f"trace/{style}/weight/{name}", forward[part])
+        sums.add_values(f"traces/{style}/weight/{name}", forward[part])
 
 
 def _record_spread(
@@ -80,11 +80,11 @@ def _record_spread(
         return
     ratio = log_ratio.exp()
     outside = ((ratio < 1 - settings.clip_low) | (ratio > 1 + settings.clip_high)).double()
-    sums.add_squares(f"trace/{style}/z_std", values)
-    sums.extremes(values.abs(), highest=f"trace/{style}/z_max")
-    sums.add_values(f"trace/{style}/clip_fraction", outside[mask])
+    sums.add_squares(f"traces/{style}/z_std", values)
+    sums.extremes(values.abs(), highest=f"traces/{style}/z_max")
+    sums.add_values(f"traces/{style}/clip_fraction/all", outside[mask])
     for name, part in _quarters(mask):
-        sums.add_values(f"trace/{style}/clip_fraction/{name}", outside[part])
+        sums.add_values(f"traces/{style}/clip_fraction/{name}", outside[part])
 
 
 def _quarters(mask: torch.Tensor) -> list[tuple[str, torch.Tensor]]:

@@ -199,9 +199,9 @@ class GRPOLambdaModule(PolicyModule):
         for update in range(self.updates.per_rollout):
             for step in range(self.updates.mini_batches):
                 self._update(experience, advantages, counted, step, update + step == 0, sums)
-        sums.add("lr", self.advance_schedule())
+        sums.add("policy/lr", self.advance_schedule())
         self.wait_for_device()
-        sums.add("time/train", time.perf_counter() - started)
+        sums.add("speed/time/train", time.perf_counter() - started)
         self.log_dict(sums.reduce(self.gather_objects), rank_zero_only=True)
 
     def _advantages(self, rewards: torch.Tensor) -> torch.Tensor:
@@ -235,8 +235,8 @@ class GRPOLambdaModule(PolicyModule):
         rows, micro_batches = experience.plan.steps[step], experience.plan.micro_batches[step]
         total = self.sum_over_ranks(normaliser(experience.loss_mask[rows], self.objective))
         count = self.max_over_ranks(len(micro_batches))
-        sums.add("updates/skipped", float(count == 0))
-        sums.add("updates/row_share", sum(map(len, micro_batches)) / len(rows), len(rows))
+        sums.add("policy/updates/skipped", float(count == 0))
+        sums.add("policy/updates/row_share", sum(map(len, micro_batches)) / len(rows), len(rows))
         if count == 0:  # no row of any rank has a gradient: stepping would only replay old momentum
             if on_policy:
                 experience.when_evaluated()
@@ -301,8 +301,13 @@ class GRPOLambdaModule(PolicyModule):
     def _record(
         self, metrics: dict[str, torch.Tensor], rows: torch.Tensor, log_ratio: torch.Tensor, sums: MetricSums
     ) -> None:
-        sums.extremes(metrics["ratio_max"], highest="ratio_max")
-        means = {name: mean for name, mean in metrics.items() if name not in ("tokens", "rows", "ratio_max")}
+        sums.extremes(metrics["ratio_max"], highest="policy/ratio_max")
+        means = {_tag(name): mean for name, mean in metrics.items() if name not in ("tokens", "rows", "ratio_max")}
         sums.add_all(means, metrics["tokens"])
         assert self.last_log_ratio is not None
         self.last_log_ratio[rows, : log_ratio.shape[1]] = log_ratio
+
+
+def _tag(name: str) -> str:
+    """The curve of one of the objective's metrics: what peers log too keeps their name, the rest stands together."""
+    return name if name == "kl" or name.startswith("clip_ratio/") else f"policy/{name.removeprefix('policy_')}"

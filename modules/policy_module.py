@@ -186,7 +186,7 @@ class PolicyModule(Probed):
         else:
             found = gradients_not_finite(self.policy, self.gather_objects)
         optimizer.zero_grad()
-        sums.add("updates/not_finite", float(not finite))
+        sums.add("policy/updates/not_finite", float(not finite))
         self._not_finite = 0 if finite else self._not_finite + 1
         if not finite:
             self._report_not_finite("its sum of squares overflows" if found is None else f"that of {found}")

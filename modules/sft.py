@@ -69,7 +69,7 @@ class SFTModule(PolicyModule):
             sums.add("loss", loss / tokens, tokens)
             sums.add("mean_token_accuracy", right / tokens, tokens)
         self.optimizer_step_clipped(sums)
-        sums.add("lr", self.advance_schedule())
+        sums.add("policy/lr", self.advance_schedule())
         self.log_dict(sums.reduce(self.gather_objects), rank_zero_only=True)
 
     def _summed_loss(self, batch: "SFTBatch", rows: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -70,8 +70,8 @@ def _warn_rl(module: GRPOLambdaModule, rollouts: "RolloutCallback") -> None:
     if age and rollouts.mismatch.correction is None:
         rank_zero_warn(
             f"samples are up to {age} iteration{'s' * (age > 1)} older than the policy that learns from them. Ratio "
-            "and clip do not see it, for they start from π_old, the policy before the update: watch staleness and "
-            "sampling/*, or set rollouts.mismatch.correction"
+            "and clip do not see it, for they start from π_old, the policy before the update: watch "
+            "rollouts/staleness and sampling/*, or set rollouts.mismatch.correction"
         )
     if module.objective.beta > 0 and module.objective.kl_estimator == "k1":
         rank_zero_warn(

@@ -88,7 +88,7 @@ class WeightedRewards:
         """Verdicts and counts of the function that grades answers, where there is one."""
         for function in self.functions:
             if isinstance(function, CorrectnessReward):
-                return function.verdict_counts(), {"grader/restarts": float(function.grader.restarts)}
+                return function.verdict_counts(), {"rollouts/grader/restarts": float(function.grader.restarts)}
         return {}, {}
 
     def close(self) -> None:

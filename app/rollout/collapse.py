@@ -92,10 +92,10 @@ SIGNS = (
     ),
     Sign(
         "max_approx_kl_old",
-        lambda metrics: metrics.get("approx_kl_old"),
+        lambda metrics: metrics.get("policy/approx_kl_old"),
         "one iteration has moved the policy by {value:.3g} nats a token, where 0.1 is much: the update is too large. "
-        "Look at grad_norm and ratio_max; a lower model.optimizer.lr, a model.optimizer.max_grad_norm or a smaller "
-        "model.updates.per_rollout tame it",
+        "Look at grad_norm and policy/ratio_max; a lower model.optimizer.lr, a model.optimizer.max_grad_norm or a "
+        "smaller model.updates.per_rollout tame it",
     ),
     Sign(
         "min_reward_spread",

@@ -72,9 +72,9 @@ def replace_tied(
         rollout = with_cost(rollout, extra)
         tied = tied[len(useful) :]
     shares = {
-        "dynamic_sampling/tied_before": first_share,
-        "dynamic_sampling/replaced": replaced / len(rollout.completions),
-        "dynamic_sampling/extra_rollouts": float(rounds),
+        "rollouts/dynamic_sampling/tied_before": first_share,
+        "rollouts/dynamic_sampling/replaced": replaced / len(rollout.completions),
+        "rollouts/dynamic_sampling/extra_rollouts": float(rounds),
     }
     return replace(rollout, counts=rollout.counts | shares)
 

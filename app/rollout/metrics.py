@@ -10,8 +10,8 @@ from app.rollout.mismatch import record_mismatch
 def record_rollout(sums: MetricSums, rollout: Rollout) -> None:
     """Rewards, lengths, truncation and times of ``rollout``, under the names that people know from TRL.
 
-    Under dynamic sampling ``verdicts/…``, ``time/generate`` and ``time/grade`` are of all that was generated, given-up
-    groups included; rewards and ``completions/…`` are of the groups that are learned from.
+    Under dynamic sampling ``rollouts/verdicts/…``, ``speed/time/generate`` and ``speed/time/grade`` are of all that was
+    generated, given-up groups included; rewards and ``completions/…`` are of the groups that are learned from.
     """
     rewards = torch.tensor(rollout.rewards, dtype=torch.float64).view(-1, rollout.group_size)
     sums.add_values("reward", rewards)
@@ -21,9 +21,9 @@ def record_rollout(sums: MetricSums, rollout: Rollout) -> None:
         sums.add_values(f"rewards/{name}/mean", torch.tensor(column, dtype=torch.float64))
     _record_lengths(sums, rollout)
     _record_verdicts(sums, rollout)
-    sums.add_all({f"time/{name}": seconds for name, seconds in rollout.seconds.items()})
+    sums.add_all({f"speed/time/{name}": seconds for name, seconds in rollout.seconds.items()})
     sums.add_all(rollout.counts)
-    sums.add("staleness", float(rollout.batch.iteration - rollout.weights_iteration))
+    sums.add("rollouts/staleness", float(rollout.batch.iteration - rollout.weights_iteration))
 
 
 def _record_groups(sums: MetricSums, rewards: torch.Tensor) -> None:
@@ -47,16 +47,16 @@ def _record_verdicts(sums: MetricSums, rollout: Rollout) -> None:
     """The share of each reason among the completions that were graded."""
     graded = sum(rollout.verdicts.values())
     for reason, count in rollout.verdicts.items():
-        sums.add(f"verdicts/{reason}", count / graded, graded)
+        sums.add(f"rollouts/verdicts/{reason}", count / graded, graded)
 
 
 def record_policy(experience: Experience) -> None:
     """Adds to the experience's own metrics what π_old's log-probs show, once they are known of every row.
 
-    ``updates/old_pass_share`` is the share of rows that took a pass of their own for it.
+    ``policy/updates/old_pass_share`` is the share of rows that took a pass of their own for it.
     """
     sums, mask = experience.metrics, experience.tokens.completion_mask.bool()
     rows = len(mask)
-    sums.add("updates/old_pass_share", 1 - len(experience.pending) / rows, rows)
+    sums.add("policy/updates/old_pass_share", 1 - len(experience.pending) / rows, rows)
     sums.add_values("entropy", experience.entropy[mask])
     record_mismatch(sums, experience.sampler_log_probs, experience.old_log_probs, mask)

@@ -190,7 +190,7 @@ class RolloutSchedule:
             rollouts = [replace(rollout) for rollout in rollouts]
         for rollout in rollouts:
             rollout.weights_iteration = weights_iteration
-            rollout.counts["engine/restarts"] = float(self._engine.restarts)
+            rollout.counts["rollouts/engine/restarts"] = float(self._engine.restarts)
         rollouts[0].seconds["sync"] = sync_seconds
         return rollouts
 

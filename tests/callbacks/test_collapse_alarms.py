@@ -20,7 +20,7 @@ HEALTHY = {
     "entropy": 0.3,
     "completions/clipped_ratio": 0.2,
     "kl": 0.1,
-    "approx_kl_old": 0.01,
+    "policy/approx_kl_old": 0.01,
     "reward_std": 0.3,
     "frac_reward_zero_std": 0.4,
 }
@@ -37,7 +37,7 @@ def said(*iterations: dict[str, float], patience: int = 1) -> list[str]:
         ({"entropy": 0.0}, "the policy's entropy is 0 nats", "rollouts.sampling.temperature"),
         ({"completions/clipped_ratio": 1.0}, "100% of the completions are cut off", "the table of completions"),
         ({"kl": 12.7}, "the policy is 12.7 nats a token away from the reference", "model.objective.beta"),
-        ({"approx_kl_old": 4e5}, "one iteration has moved the policy by 4e+05 nats", "ratio_max"),
+        ({"policy/approx_kl_old": 4e5}, "one iteration has moved the policy by 4e+05 nats", "policy/ratio_max"),
         ({"reward_std": 3e-13}, "the rewards within a group differ by 5e-13", "rollouts.reward_weights"),
     ],
 )

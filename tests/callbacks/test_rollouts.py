@@ -94,7 +94,7 @@ def test_a_period_generates_the_prompts_of_several_iterations_at_once(tmp_path: 
     engine = CountingEngine()
     watch = run(tmp_path, iterations=5, engine=engine, schedule=ScheduleSettings(2))
     assert [len(call) for call in engine.calls] == [8, 8, 4]
-    assert [metrics["staleness"] for metrics in watch.metrics] == [0, 1, 0, 1, 0]
+    assert [metrics["rollouts/staleness"] for metrics in watch.metrics] == [0, 1, 0, 1, 0]
     every = run(tmp_path, iterations=5)
     for one, other in zip(watch.experiences, every.experiences, strict=True):
         assert one.rollout.batch == other.rollout.batch
@@ -110,7 +110,7 @@ def test_old_log_probs_are_the_trainers_at_the_start_of_each_iteration(tmp_path:
     assert gaps[2] < 1e-4
     assert gaps[1] > 1e-3
     assert gaps[3] > 1e-3
-    assert all(metrics["ratio_max"] == pytest.approx(1, abs=1e-4) for metrics in watch.metrics)
+    assert all(metrics["policy/ratio_max"] == pytest.approx(1, abs=1e-4) for metrics in watch.metrics)
 
 
 LONGER = SamplingSettings(max_new_tokens=30)
@@ -154,7 +154,7 @@ def test_what_the_penalty_tells_apart_is_tied_nowhere(tmp_path: Path, caplog: py
     assert metrics["reward"] == pytest.approx(1 - float(cut.mean()))
     assert metrics["reward_std"] == pytest.approx(float(cut.std(1).mean()))
     assert metrics["rewards/always_one/mean"] == 1
-    assert metrics["updates/skipped"] == 0
+    assert metrics["policy/updates/skipped"] == 0
     assert "nothing to learn from" not in caplog.text
 
 
@@ -170,8 +170,8 @@ def test_dynamic_sampling_keeps_what_the_penalty_tells_apart(tmp_path: Path) -> 
     experience = watch.experiences[0]
     informative = [index for index, cut in enumerate(truncated_rows(plain).view(4, 4)) if cut.any() and not cut.all()]
     assert 0 < len(informative) < 4
-    assert watch.metrics[0]["dynamic_sampling/tied_before"] == 1 - len(informative) / 4
-    assert watch.metrics[0]["dynamic_sampling/replaced"] > 0
+    assert watch.metrics[0]["rollouts/dynamic_sampling/tied_before"] == 1 - len(informative) / 4
+    assert watch.metrics[0]["rollouts/dynamic_sampling/replaced"] > 0
     for index in informative:
         assert experience.rollout.completions[index] == plain.rollout.completions[index]
     torch.testing.assert_close(experience.rewards.flatten(), 1 - truncated_rows(experience).float())
@@ -203,7 +203,7 @@ def rounded_apart(samples: Sequence[RewardSample]) -> list[float | None]:
 
 def test_rewards_that_differ_by_rounding_are_tied_for_metrics_as_for_the_update(tmp_path: Path) -> None:
     watch = run(tmp_path, iterations=1, rewards=[replace_reward("rounded_apart")])
-    assert watch.metrics[0]["updates/skipped"] == 1
+    assert watch.metrics[0]["policy/updates/skipped"] == 1
     assert watch.metrics[0]["frac_reward_zero_std"] == 1
     assert tied_groups(watch.experiences[0].rollout) == [0, 1, 2, 3]
 
@@ -220,16 +220,16 @@ def test_metrics_speak_of_the_rollout(tmp_path: Path) -> None:
     assert metrics["completions/min_length"] == min(lengths)
     assert metrics["completions/max_length"] == max(lengths)
     total = sum(len(row.token_ids) for e in watch.experiences for row in e.rollout.rows)
-    assert metrics["tokens/total"] == total
+    assert metrics["speed/tokens/total"] == total
     assert metrics["completions/total"] == 32
 
 
 def test_every_reason_of_a_verdict_has_a_curve_without_gaps(tmp_path: Path) -> None:
     watch = run(tmp_path, iterations=2, rewards=[CorrectnessReward(workers=1)])
     for metrics in watch.metrics:
-        shares = [metrics[f"verdicts/{reason}"] for reason in REASONS]
+        shares = [metrics[f"rollouts/verdicts/{reason}"] for reason in REASONS]
         assert sum(shares) == pytest.approx(1)
-        assert metrics["verdicts/timeout"] == 0
+        assert metrics["rollouts/verdicts/timeout"] == 0
 
 
 def test_an_engine_that_fails_once_is_restarted_and_the_run_is_the_same(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_an_engine_that_fails_once_is_restarted_and_the_run_is_the_same(tmp_path
     fit(tmp_path, modules[0], make_data(), [make_rollouts(engine=engine), watch])
     fit(tmp_path, modules[1], make_data(), [make_rollouts()])
     assert equal_weights(weights_of(modules[0]), weights_of(modules[1]))
-    assert watch.metrics[-1]["engine/restarts"] == 1
+    assert watch.metrics[-1]["rollouts/engine/restarts"] == 1
     assert engine.starts == 2
 
 
@@ -303,8 +303,8 @@ def test_tied_groups_give_way_to_further_prompts(tmp_path: Path) -> None:
     assert len(tied_groups(after)) < len(tied_groups(before))
     for index in set(range(4)) - set(tied_groups(before)):
         assert after.completions[index] == before.completions[index]
-    assert dynamic.metrics[0]["dynamic_sampling/replaced"] > 0
-    assert dynamic.metrics[0]["dynamic_sampling/tied_before"] == len(tied_groups(before)) / 4
+    assert dynamic.metrics[0]["rollouts/dynamic_sampling/replaced"] > 0
+    assert dynamic.metrics[0]["rollouts/dynamic_sampling/tied_before"] == len(tied_groups(before)) / 4
 
 
 def test_what_further_rounds_cost_is_counted(tmp_path: Path) -> None:
@@ -313,18 +313,18 @@ def test_what_further_rounds_cost_is_counted(tmp_path: Path) -> None:
     settings = {"rewards": [replace_reward("half_tied")], "dynamic_sampling": DynamicSamplingSettings(3)}
     watch = run(tmp_path, iterations=1, engine=engine, **settings)
     metrics, learned = watch.metrics[0], watch.experiences[0].rollout.rows
-    assert len(engine.calls) == 1 + metrics["dynamic_sampling/extra_rollouts"] > 1
+    assert len(engine.calls) == 1 + metrics["rollouts/dynamic_sampling/extra_rollouts"] > 1
     assert metrics["completions/total"] == len(engine.generated) > len(learned)
     tokens = sum(len(completion.token_ids) for completion in engine.generated)
-    assert metrics["tokens/total"] == tokens > sum(len(row.token_ids) for row in learned)
-    assert metrics["tokens/per_second"] == pytest.approx(tokens / metrics["time/iteration"], rel=1e-5)
-    assert metrics["time/generate"] >= engine.seconds * (1 - 1e-6)
+    assert metrics["speed/tokens/total"] == tokens > sum(len(row.token_ids) for row in learned)
+    assert metrics["speed/tokens/per_second"] == pytest.approx(tokens / metrics["speed/time/iteration"], rel=1e-5)
+    assert metrics["speed/time/generate"] >= engine.seconds * (1 - 1e-6)
 
 
 def test_seconds_and_verdicts_of_all_rounds_add_up() -> None:
     def graded(rewards: list[list[float]], mark: str, verdicts: dict[str, int]) -> Rollout:
         seconds = {"generate": 1.0, "grade": 0.25}
-        counts = {"grader/restarts": float(mark == "e2")}
+        counts = {"rollouts/grader/restarts": float(mark == "e2")}
         return replace(fake_rollout(rewards, mark), seconds=seconds, verdicts=verdicts, counts=counts)
 
     extras = {1: ([[1.0, 1.0]], {"match": 2, "timeout": 0}), 2: ([[0.0, 1.0]], {"match": 1, "timeout": 1})}
@@ -336,7 +336,7 @@ def test_seconds_and_verdicts_of_all_rounds_add_up() -> None:
     assert result.seconds == {"generate": 3.0, "grade": 0.75}
     assert result.verdicts == {"match": 3, "mismatch": 2, "timeout": 1}
     assert (result.generated_tokens, result.generated_completions) == (12, 6)
-    assert result.counts["grader/restarts"] == 1
+    assert result.counts["rollouts/grader/restarts"] == 1
 
 
 def replace_reward(name: str) -> Any:

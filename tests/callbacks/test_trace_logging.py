@@ -28,29 +28,29 @@ def test_the_numbers_are_those_of_the_sums_written_out() -> None:
     log_ratio = torch.linspace(-0.1, 0.1, 16).view(2, 8) * mask
     found = recorded(log_ratio, mask, ObjectiveSettings(lam=q, clip_low=0.1, clip_high=0.2))
     horizons = [sum(q**l for l in range(length)) for length in (8, 4)]  # noqa: E741
-    assert found["trace/recent/effective_horizon"] == pytest.approx(sum(horizons) / 2, rel=1e-6)
+    assert found["traces/recent/effective_horizon"] == pytest.approx(sum(horizons) / 2, rel=1e-6)
     z = [[sum(q ** (t - k) * float(log_ratio[b, k]) for k in range(t + 1)) for t in range((8, 4)[b])] for b in (0, 1)]
     flat = torch.tensor([value for row in z for value in row])
-    assert found["trace/recent/z_std"] == pytest.approx(float(flat.square().mean().sqrt()), rel=1e-5)
-    assert found["trace/recent/z_max"] == pytest.approx(float(flat.abs().max()), rel=1e-5)
+    assert found["traces/recent/z_std"] == pytest.approx(float(flat.square().mean().sqrt()), rel=1e-5)
+    assert found["traces/recent/z_max"] == pytest.approx(float(flat.abs().max()), rel=1e-5)
     outside = (flat.exp() < 0.9) | (flat.exp() > 1.2)
-    assert found["trace/recent/clip_fraction"] == pytest.approx(float(outside.double().mean()))
+    assert found["traces/recent/clip_fraction/all"] == pytest.approx(float(outside.double().mean()))
     first_quarters = torch.tensor([*z[0][:2], z[1][0]])
     early = (first_quarters.exp() < 0.9) | (first_quarters.exp() > 1.2)
-    assert found["trace/recent/clip_fraction/quarter1"] == pytest.approx(float(early.double().mean()))
+    assert found["traces/recent/clip_fraction/quarter1"] == pytest.approx(float(early.double().mean()))
     forward = [sum(q ** (t - k) for t in range(k, 8)) for k in (6, 7)] + [1.0]
-    assert found["trace/recent/weight/quarter4"] == pytest.approx(sum(forward) / 3, rel=1e-6)
+    assert found["traces/recent/weight/quarter4"] == pytest.approx(sum(forward) / 3, rel=1e-6)
 
 
 def test_rows_that_took_no_part_have_no_spread_but_keep_their_weights() -> None:
     mask = torch.ones(2, 4)
     log_ratio = torch.stack([torch.full((4,), 0.3), torch.full((4,), float("nan"))])
     found = recorded(log_ratio, mask, ObjectiveSettings(lam=0.0))
-    assert found["trace/none/clip_fraction"] == 1
-    assert found["trace/none/z_std"] == pytest.approx(0.3)
+    assert found["traces/none/clip_fraction/all"] == 1
+    assert found["traces/none/z_std"] == pytest.approx(0.3)
     silent = recorded(torch.full((2, 4), float("nan")), mask, ObjectiveSettings(lam=0.5))
     assert not any("clip_fraction" in name for name in silent)
-    assert silent["trace/both/effective_horizon"] > 0
+    assert silent["traces/both/effective_horizon"] > 0
 
 
 def test_two_ranks_give_what_one_process_gives() -> None:
@@ -64,12 +64,12 @@ def test_two_ranks_give_what_one_process_gives() -> None:
 def test_a_rank_on_which_nothing_was_learned_leaves_the_spread_to_the_others() -> None:
     settings, mask = ObjectiveSettings(lam=0.0), torch.ones(1, 4)
     ranks = [sums_of(torch.full((1, 4), value), mask, settings) for value in (0.3, float("nan"))]
-    assert over_ranks(*ranks)["trace/none/z_std"] == pytest.approx(0.3)
+    assert over_ranks(*ranks)["traces/none/z_std"] == pytest.approx(0.3)
 
 
 def test_a_run_logs_every_style_side_by_side(tmp_path: Path) -> None:
     module = make_module({"application": "none"}, updates=UpdateSettings(2))
     trainer = fit(tmp_path, module, None, [make_rollouts(), TraceLogging()])
     for style in ("none", "recent", "both"):
-        assert trainer.callback_metrics[f"trace/{style}/z_max"] > 0
-    assert trainer.callback_metrics["trace/both/z_max"] >= trainer.callback_metrics["trace/none/z_max"]
+        assert trainer.callback_metrics[f"traces/{style}/z_max"] > 0
+    assert trainer.callback_metrics["traces/both/z_max"] >= trainer.callback_metrics["traces/none/z_max"]

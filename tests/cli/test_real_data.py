@@ -43,7 +43,7 @@ def check_tied_run(folder: Path, shown: str, iterations: int) -> None:
     scalars = logged(folder, "gsm8k-small")
     assert scalars["frac_reward_zero_std"] == [1.0] * iterations
     assert scalars["reward"] == [0.0] * iterations
-    assert scalars["updates/skipped"] == [1.0] * iterations
+    assert scalars["policy/updates/skipped"] == [1.0] * iterations
     assert f"iteration {iterations}/{iterations}" in shown
 
 

@@ -49,7 +49,7 @@ def agree(one: dict[str, Any], other: dict[str, Any], first: int = 0) -> None:
     assert len(other["metrics"]) == len(one["metrics"]) - first
     for mine, theirs in zip(one["metrics"][first:], other["metrics"], strict=True):
         names = untimed(mine).keys() & theirs.keys()
-        assert {"policy_loss", "grad_norm", "reward"} | ({"kl"} & mine.keys()) <= names
+        assert {"policy/loss", "grad_norm", "reward"} | ({"kl"} & mine.keys()) <= names
         assert {name: theirs[name] for name in names} == pytest.approx(
             {name: mine[name] for name in names}, rel=1e-4, abs=2e-5
         )
@@ -63,5 +63,5 @@ def computes_low_and_keeps_float32(low: dict[str, Any]) -> None:
     assert low["master_dtypes"] == low["dtypes"] == {torch.float32}
     assert low["logits"] == {torch.bfloat16}
     assert not low["autocast"]
-    assert low["metrics"][0]["ratio_max"] == pytest.approx(1.0, abs=1e-6)
+    assert low["metrics"][0]["policy/ratio_max"] == pytest.approx(1.0, abs=1e-6)
     assert low["metrics"][0]["grad_norm"] > 0

@@ -113,14 +113,14 @@ def test_uneven_lengths_and_a_rank_whose_groups_are_all_tied(ranks: Path, strate
     assert equal_weights(seen[0]["weights"], seen[1]["weights"])
     assert not equal_weights(seen[0]["weights"], seen[0]["initial"])
     assert seen[0]["metrics"][0]["frac_reward_zero_std"] == 0.5
-    assert seen[0]["metrics"][0]["updates/skipped"] == 0
+    assert seen[0]["metrics"][0]["policy/updates/skipped"] == 0
 
 
 def test_ranks_with_unequal_numbers_of_rows_that_have_a_gradient(single: Path, ranks: Path) -> None:
     """They evaluate and train in unequal numbers of batches, and stay in step."""
     one, seen = result(single / "half-tied"), [result(ranks / "fsdp2" / "half-tied", rank) for rank in range(2)]
     agree(one, seen[0])
-    assert any(0 < metrics["updates/row_share"] < 1 for metrics in one["metrics"])
+    assert any(0 < metrics["policy/updates/row_share"] < 1 for metrics in one["metrics"])
     assert any(a != b for a, b in zip(*(rank["trained"] for rank in seen), strict=True))
 
 
@@ -128,7 +128,9 @@ def test_the_share_of_uncertain_tokens_is_that_of_all_ranks(single: Path, ranks:
     one, seen = result(single / "entropy"), [result(ranks / "ddp" / "entropy", rank) for rank in range(2)]
     for rank in seen:
         agree(one, rank)
-    assert all(metrics["entropy_loss"] < 0 and metrics["updates/row_share"] == 1 for metrics in one["metrics"])
+    assert all(
+        metrics["policy/entropy_loss"] < 0 and metrics["policy/updates/row_share"] == 1 for metrics in one["metrics"]
+    )
 
 
 def test_tied_embeddings_stay_tied_in_shards(single: Path, ranks: Path) -> None:

@@ -93,7 +93,7 @@ def test_entropies_reach_the_update_whole(tmp_path: Path) -> None:
     fit(tmp_path, module, make_data(iterations=1), [make_rollouts(rewards=[reward("half_tied")]), recorder])
     experience = recorder.experiences[0]
     assert 0 < recorder.metrics[0]["frac_reward_zero_std"] < 1
-    assert recorder.metrics[0]["updates/row_share"] == 1
+    assert recorder.metrics[0]["policy/updates/row_share"] == 1
     module.policy.load_state_dict(recorder.weights[0])
     policy = token_log_probs(module.policy, experience.tokens, entropy_gradient=True)
     mask, entropy = experience.loss_mask, policy.entropy.detach()
@@ -104,8 +104,8 @@ def test_entropies_reach_the_update_whole(tmp_path: Path) -> None:
     loss, metrics = policy_objective(*inputs, entropy=policy.entropy, counted=counted)
     gradients = torch.autograd.grad(loss, list(module.policy.parameters()))
     assert recorder.metrics[0]["grad_norm"] == pytest.approx(float(torch.nn.utils.get_total_norm(gradients)), rel=1e-5)
-    assert recorder.metrics[0]["entropy_loss"] == pytest.approx(float(metrics["entropy_loss"]), rel=1e-5)
-    assert recorder.metrics[0]["entropy_loss"] == pytest.approx(-0.5 * float(entropy[mask].mean()), rel=1e-5)
+    assert recorder.metrics[0]["policy/entropy_loss"] == pytest.approx(float(metrics["entropy_loss"]), rel=1e-5)
+    assert recorder.metrics[0]["policy/entropy_loss"] == pytest.approx(-0.5 * float(entropy[mask].mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("reduction", ["sequence", "token", "constant"])
@@ -171,10 +171,12 @@ def test_low_precision_leaves_no_ratio_before_the_first_update(tmp_path: Path, m
     rollouts = make_rollouts(rewards=[reward("half_tied")], sampling=SamplingSettings(max_new_tokens=30))
     fit(tmp_path, module, make_data(iterations=1), [rollouts, recorder], precision="bf16-mixed")
     assert 0 < recorder.metrics[0]["frac_reward_zero_std"] < 1
-    assert recorder.metrics[0]["updates/row_share"] == pytest.approx(1 - recorder.metrics[0]["frac_reward_zero_std"])
+    assert recorder.metrics[0]["policy/updates/row_share"] == pytest.approx(
+        1 - recorder.metrics[0]["frac_reward_zero_std"]
+    )
     updated = ~module.last_log_ratio.isnan().any(1)
     assert 0 < updated.sum() < len(updated)
-    assert recorder.metrics[0]["ratio_max"] == 1
+    assert recorder.metrics[0]["policy/ratio_max"] == 1
     assert module.last_log_ratio[updated].abs().max() == 0
 
 
@@ -185,7 +187,7 @@ def test_the_first_step_is_taken_at_ratio_1_whatever_two_evaluations_differ_by(t
 
     recorder, plain = Recorder(), run(tmp_path, None, make_data(iterations=1))
     fit(tmp_path, make_module(), make_data(iterations=1), [make_rollouts(), Noise(), recorder])
-    assert recorder.metrics[0]["ratio_max"] == 1
+    assert recorder.metrics[0]["policy/ratio_max"] == 1
     assert recorder.metrics[0]["grad_norm"] == plain.metrics[0]["grad_norm"]
 
 
@@ -209,8 +211,8 @@ def test_rows_without_a_token_in_the_loss_take_no_part(tmp_path: Path) -> None:
             [make_rollouts(truncation=TruncationSettings("mask"), sampling=sampling), recorder],
         )
         assert recorder.metrics[-1]["completions/clipped_ratio"] == 1
-        assert recorder.metrics[-1]["updates/skipped"] == 1
-        assert recorder.metrics[-1]["updates/row_share"] == 0
+        assert recorder.metrics[-1]["policy/updates/skipped"] == 1
+        assert recorder.metrics[-1]["policy/updates/row_share"] == 0
         assert equal_weights(recorder.weights[0], weights_of(module))
 
 
@@ -225,7 +227,7 @@ def test_a_rollout_of_tied_groups_is_counted_and_changes_no_weight(tmp_path: Pat
     recorder, module = Recorder(), make_module(updates=UpdateSettings(2))
     fit(tmp_path, module, make_data(), [make_rollouts(rewards=[reward("always_one")]), recorder])
     assert equal_weights(recorder.weights[0], weights_of(module))
-    assert recorder.metrics[-1]["updates/skipped"] == 1
+    assert recorder.metrics[-1]["policy/updates/skipped"] == 1
     assert recorder.metrics[-1]["frac_reward_zero_std"] == 1
     assert recorder.metrics[-1]["reward"] == 1
 
@@ -253,7 +255,7 @@ def test_a_gradient_that_is_not_finite_costs_its_step_alone(tmp_path: Path) -> N
     )
     with pytest.warns(UserWarning, match=expected):
         fit(tmp_path, module, make_data(), [make_rollouts(), recorder, NotFinite(1)])
-    assert [metrics["updates/not_finite"] for metrics in recorder.metrics] == [0, 1, 0]
+    assert [metrics["policy/updates/not_finite"] for metrics in recorder.metrics] == [0, 1, 0]
     (file,) = (tmp_path / "not_finite").iterdir()
     assert file.name == "iteration-000002-update-rank0.json"
     kept = json.loads(file.read_text())
@@ -292,8 +294,8 @@ def test_updates_are_passes_times_mini_batches(tmp_path: Path) -> None:
 def test_the_first_update_sees_no_ratio_and_later_ones_do(tmp_path: Path) -> None:
     one = run(tmp_path, make_data(iterations=1) and None, make_data(iterations=1))
     two = run(tmp_path, None, make_data(iterations=1), updates=UpdateSettings(2))
-    assert one.metrics[0]["ratio_max"] == pytest.approx(1.0, abs=1e-5)
-    assert two.metrics[0]["ratio_max"] > 1.001
+    assert one.metrics[0]["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5)
+    assert two.metrics[0]["policy/ratio_max"] > 1.001
 
 
 def test_the_reference_is_loaded_only_for_beta_and_stays_what_it_was(tmp_path: Path) -> None:

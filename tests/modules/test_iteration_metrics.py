@@ -76,10 +76,10 @@ def test_an_iteration_logs_what_it_has_and_nothing_else(whole: Any) -> None:
         "completions/unscored": [0, 1, 2, 3, 4, 5],
         "reward": [0, 1, 2, 5],
         "frac_reward_zero_std": [0, 1, 2, 5],
-        "policy_loss": [0, 2, 5],
+        "policy/loss": [0, 2, 5],
         "grad_norm": [0, 2, 5],
-        "ratio_max": [0, 2, 5],
-        "trace/both/effective_horizon": [2, 5],
+        "policy/ratio_max": [0, 2, 5],
+        "traces/both/effective_horizon": [2, 5],
     }
     assert {tag: list(found[tag]) for tag in expected} == expected
     for iteration, names in enumerate(watch.seen):
@@ -93,7 +93,7 @@ def test_what_is_averaged_over_the_run_goes_on_adding_up(whole: Any) -> None:
 def test_a_resumed_run_logs_what_the_uninterrupted_one_does(whole: Any, tmp_path: Path) -> None:
     found, _, saved = whole
     resumed = train(tmp_path, first=4, ckpt_path=saved / "iteration-000004.ckpt")
-    clock = ("time/", "per_second", "user/")
+    clock = ("speed/time/", "per_second", "user/")
     for tag in {*found, *resumed}:
         if not any(part in tag for part in clock):
             assert resumed.get(tag, {}) == {step: value for step, value in found[tag].items() if step >= 4}, tag

@@ -42,7 +42,7 @@ def run(folder: Path, variant: dict[str, Any], precision: str = "32-true") -> tu
 
 
 def logged(recorder: Recorder) -> list[dict[str, float]]:
-    kept = ("updates/old_pass_share", "time/", "tokens/per_second")
+    kept = ("policy/updates/old_pass_share", "speed/time/", "speed/tokens/per_second")
     return [{name: value for name, value in row.items() if not name.startswith(kept)} for row in recorder.metrics]
 
 
@@ -68,15 +68,15 @@ def test_nothing_differs_but_the_pass(
 )
 def test_the_share_of_rows_with_a_pass_of_their_own_is_logged(tmp_path: Path, variant: str, share: float) -> None:
     recorder, _ = run(tmp_path, VARIANTS[variant])
-    assert [row["updates/old_pass_share"] for row in recorder.metrics] == [share] * 3
+    assert [row["policy/updates/old_pass_share"] for row in recorder.metrics] == [share] * 3
 
 
 def test_the_preflight_has_its_log_probs_beforehand(tmp_path: Path) -> None:
     recorder = Recorder()
     fit(tmp_path, make_module(), make_data(iterations=2), [make_rollouts(), recorder])
-    assert [row["updates/old_pass_share"] for row in recorder.metrics] == [1.0, 0.0]
+    assert [row["policy/updates/old_pass_share"] for row in recorder.metrics] == [1.0, 0.0]
 
 
 def test_the_tokens_of_highest_entropy_are_known_beforehand(tmp_path: Path) -> None:
     recorder, _ = run(tmp_path, {"objective": {"top_entropy_share": 0.5}})
-    assert recorder.metrics[-1]["updates/old_pass_share"] == 1.0
+    assert recorder.metrics[-1]["policy/updates/old_pass_share"] == 1.0

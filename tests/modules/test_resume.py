@@ -59,7 +59,7 @@ def test_the_learning_rate_is_that_of_the_configuration_from_the_first_iteration
     module.advance_schedule = lambda: seen.append(module.trainer.optimizers[0].param_groups[0]["lr"]) or advance()  # type: ignore[method-assign,func-returns-value]
     trainer = resume(checkpoint, module, iterations=iterations)
     assert seen[0] == pytest.approx(expected)
-    assert float(trainer.callback_metrics["lr"]) == pytest.approx(seen[-1])
+    assert float(trainer.callback_metrics["policy/lr"]) == pytest.approx(seen[-1])
 
 
 def test_betas_and_weight_decay_are_those_of_the_configuration(checkpoint: Path) -> None:

@@ -263,7 +263,7 @@ def test_counts_come_from_the_correctness_reward(correctness: CorrectnessReward)
     scores = WeightedRewards([correctness, FormatReward()], [1, 0.1])([sample(r"\boxed{5}"), sample("5")])
     assert scores.totals == [pytest.approx(1.1), 0.0]
     assert scores.verdicts == dict.fromkeys(REASONS, 0) | {"match": 1, "no_answer": 1}
-    assert scores.counts == {"grader/restarts": 0.0}
+    assert scores.counts == {"rollouts/grader/restarts": 0.0}
 
 
 def test_rewards_are_built_from_a_configuration() -> None:

@@ -26,9 +26,9 @@ def test_verdicts_are_shares_of_the_completions_of_all_ranks() -> None:
         replace(fake_rollout([[0.0, 1.0]] * 6, "b"), verdicts=none | {"match": 6, "mismatch": 6}),
     ]
     found = over_ranks(*map(recorded, ranks))
-    shares = {name: value for name, value in found.items() if name.startswith("verdicts/")}
+    shares = {name: value for name, value in found.items() if name.startswith("rollouts/verdicts/")}
     expected = dict.fromkeys(REASONS, 0.0) | {"match": 8 / 16, "mismatch": 7 / 16, "timeout": 1 / 16}
-    assert shares == pytest.approx({f"verdicts/{reason}": share for reason, share in expected.items()})
+    assert shares == pytest.approx({f"rollouts/verdicts/{reason}": share for reason, share in expected.items()})
 
 
 def test_nothing_added_is_nothing_logged() -> None:

@@ -28,7 +28,7 @@ def test_low_precision_is_the_policys_alone(tmp_path: Path, precision: str) -> N
     (experience,) = recorder.experiences
     for tensor in (experience.old_log_probs, experience.ref_log_probs, module.last_log_ratio):
         assert tensor.dtype == torch.float32
-    assert recorder.metrics[0]["ratio_max"] == pytest.approx(1.0, abs=1e-6)
+    assert recorder.metrics[0]["policy/ratio_max"] == pytest.approx(1.0, abs=1e-6)
     exact = make_module()
     exact.configure_model()
     log_probs = exact.evaluate_tokens(exact.policy, experience.tokens, 1.0).log_probs
