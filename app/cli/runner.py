@@ -17,6 +17,7 @@ from app.cli.failures import ending
 from app.cli.run_logger import RunLogger
 from app.cli.starting_point import LAST, places_of, starting_point
 from app.data.sources import HubSource, JsonLinesSource, RegisteredSource, SyntheticSource
+from app.engines.lost_ranks import end_with_starter
 from app.engines.transformers_engine import TransformersEngine
 from app.engines.vllm.engine import VLLMEngine
 from app.errors import ConfigurationError
@@ -176,6 +177,7 @@ class GRPOLambdaCLI(LightningCLI):
 def run(arguments: list[str]) -> int:
     """See :func:`app.cli.main`."""
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    end_with_starter()
     sources: list[Source] = []
     try:
         GRPOLambdaCLI.wanted = arguments[0]

@@ -1,7 +1,9 @@
-"""Which rank's process has ended, where the others only hear that a connection is closed."""
+"""Which rank's process has ended, where the others only hear that a connection is closed, or not even that."""
 
 import os
 import socket
+import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from app.errors import causes
 
 LOST = ("gloo", "Connection closed by peer", "Connection reset by peer", "NCCL", "TCPStore")
 """Parts of what torch's collectives say when a process at their other end is gone; some are plain RuntimeErrors."""
+STARTER = "GRPO_LAMBDA_STARTER"
+"""Environment variable: the id of the process that was started by hand, from which Lightning starts the other ranks."""
 PATIENCE_S = 2.0
 """Connections close a moment before their process has ended."""
 
@@ -64,3 +68,26 @@ def ended_ranks(places: Sequence[Place], patience_s: float = PATIENCE_S) -> list
         if ended or time.monotonic() > deadline:
             return ended
         time.sleep(0.05)
+
+
+def end_with_starter() -> None:
+    """Ends this process with exit code 1 when that which started it ends before all ranks have met.
+
+    To be called first thing. A rank that Lightning started waits for rank 0 to meet it, half an hour in vain where rank
+    0 was killed in its own start. Once they have met, closed connections tell. Ranks of torchrun and srun, whose
+    launchers end them, are left alone.
+    """
+    if "LOCAL_RANK" not in os.environ:  # not started by a launcher: it may become one
+        os.environ[STARTER] = str(os.getpid())
+    elif STARTER in os.environ:
+        starter = int(os.environ[STARTER])
+        threading.Thread(target=_watch, args=(starter,), name="watch the starter", daemon=True).start()
+
+
+def _watch(starter: int) -> None:
+    while not torch.distributed.is_initialized():
+        if os.getppid() != starter:
+            rank = os.environ["LOCAL_RANK"]
+            print(f"error: rank {rank}: the process that started it, {starter}, has ended", file=sys.stderr, flush=True)
+            os._exit(1)  # the main thread waits in torch, which hears no exception
+        time.sleep(0.5)

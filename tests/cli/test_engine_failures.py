@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.killing import MARK, processes_with
 from tests.cli.small_run import last_checkpoint, small_run
 from tests.command_line import LIMIT_S, ROOT, environment
 
@@ -68,3 +70,24 @@ def test_the_rank_that_is_killed_is_named_with_phase_and_checkpoint_in_one_line(
     assert last_checkpoint(tmp_path).resolve().name == "iteration-000002.ckpt"
     before = done.stderr.partition("error: ")[0]
     assert "Traceback" not in before  # torchrun's report follows
+
+
+def test_a_rank_whose_starter_is_killed_before_they_have_met_does_not_wait_for_it(tmp_path: Path) -> None:
+    command = [sys.executable, "main.py", *small_run(tmp_path, {"class_path": "TransformersEngine"})]
+    ranks = ["--config", "configs/strategy/ddp.yaml", "--trainer.devices", "2"]
+    mark = f"{tmp_path}"
+    with (tmp_path / "output").open("w") as output:
+        first = subprocess.Popen(
+            [*command, *ranks], cwd=ROOT, env={**environment(), MARK: mark}, stdout=output, stderr=output
+        )
+        while len(processes_with(mark)) < 2:
+            assert first.poll() is None, (tmp_path / "output").read_text()
+            time.sleep(0.02)
+    first.kill()
+    first.wait()
+    started = time.monotonic()
+    while processes_with(mark):
+        assert time.monotonic() - started < LIMIT_S, "the second rank waits on"
+        time.sleep(0.1)
+    said = (tmp_path / "output").read_text()
+    assert f"error: rank 1: the process that started it, {first.pid}, has ended\n" in said
