@@ -17,7 +17,7 @@ from app.data.problems import Problem
 from app.data.registry import REGISTRY, Registered
 from app.data.rows import AnswerFormat, MalformedPolicy, RowSettings, nearest
 from app.data.source import FiniteSource, LoadReport, Share, Source, read_rows
-from app.errors import ConfigurationError, closest
+from app.errors import ConfigurationError, closest, require_choice
 from app.seeds import derive_seed
 
 __all__ = [
@@ -44,6 +44,8 @@ class SyntheticSource(Source):
             iteration brings new ones.
         demonstrations: whether each problem carries a ``solution`` for the supervised stage, whose operator
             is right for half of the verbs only.
+        task: ``spread`` (verbs that demonstrations do not settle may stand anywhere) or ``late`` (in the last event
+            alone: one token near the end decides).
     """
 
     def __init__(
@@ -52,13 +54,15 @@ class SyntheticSource(Source):
         seed: int = 0,
         size: int | None = None,
         demonstrations: bool = False,
+        task: synthetic.Task = "spread",
     ) -> None:
-        super().__init__(f"synthetic_{split}")
+        super().__init__(f"synthetic_{'late_' if task == 'late' else ''}{split}")
         if split not in ("train", "heldout"):
             raise ConfigurationError(f"is train or heldout, got {split!r}", key="split")
+        require_choice(task, synthetic.TASKS, key="task")
         if size is not None and size < 1:
             raise ConfigurationError(f"must be at least 1, got {size}", key="size")
-        self.split, self.seed, self.size, self.demonstrations = split, seed, size, demonstrations
+        self.split, self.seed, self.size, self.demonstrations, self.task = split, seed, size, demonstrations, task
         self._finite = None if size is None else _ListedSource(self.name, self._distinct)
         if self._finite is not None:
             self.report = self._finite.report
@@ -73,7 +77,8 @@ class SyntheticSource(Source):
         return self._finite.problems()
 
     def origin(self) -> dict[str, Any]:
-        return {"synthetic": self.split, "seed": self.seed, "size": self.size}
+        task = {"task": self.task} if self.task != "spread" else {}
+        return {"synthetic": self.split, "seed": self.seed, "size": self.size, **task}
 
     def draw(self, share: Share) -> list[Problem]:
         if self._finite is not None:
@@ -97,7 +102,7 @@ class SyntheticSource(Source):
                 raise ConfigurationError(f"{self.name}: {self.exclusion(problem)} excludes every problem")
 
     def _problem(self, seed: int, index: int) -> Problem:
-        found = synthetic.problem(seed, index, self.split)
+        found = synthetic.problem(seed, index, self.split, self.task)
         solution = {"solution": synthetic.demonstration(found.problem, self.seed)} if self.demonstrations else {}
         return Problem(found.id, found.problem, found.answer, source=self.name, extra=solution)
 

@@ -9,6 +9,10 @@ The head-room is designed in: demonstrations always calculate correctly, and use
 :data:`SHOWN_VERBS`, but toss a coin for :data:`DISCOVERED_VERBS`. A policy trained on them has the format and
 the arithmetic and solves (1/3) Σ_{n=2..4} 0.75^n = 43 % of the problems without a wrong operator, 45 % with
 those whose mistakes cancel; the other operators can only be learned from the reward.
+
+There are two tasks of the same form (:data:`TASKS`). In ``spread`` any event may have a verb of
+:data:`DISCOVERED_VERBS`, so that the tokens that decide lie anywhere, as a rule early. In ``late`` the last event alone
+has one, and always: all steps before are easy, one token near the end decides, and the warm start solves 50 %.
 """
 
 import random
@@ -22,6 +26,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Split = Literal["train", "heldout"]
+Task = Literal["spread", "late"]
+TASKS: tuple[Task, ...] = ("spread", "late")
 Operator = Literal["+", "-"]
 OPERATORS: tuple[Operator, ...] = ("+", "-")
 
@@ -75,17 +81,17 @@ def is_heldout(text: str) -> bool:
     return derive_seed("heldout", text) % HELDOUT_SHARE == 0
 
 
-def problem(seed: int, index: int, split: Split = "train") -> Problem:
-    """Problem ``index`` of a split: a pure function of its arguments.
+def problem(seed: int, index: int, split: Split = "train", task: Task = "spread") -> Problem:
+    """Problem ``index`` of a split of a task: a pure function of its arguments.
 
     Every quantity on the way lies in [0, 99], also for wrong operators: the first is at least 9 times the
     number of events away from both ends.
     """
     attempt = 0
     while True:
-        text = _problem_text(random.Random(derive_seed("synthetic", seed, index, attempt)))
+        text = _problem_text(random.Random(derive_seed("synthetic", seed, index, attempt)), task)
         if is_heldout(text) == (split == "heldout"):
-            identifier = f"synthetic-{split}-{seed}-{index}"
+            identifier = f"synthetic-{'late-' if task == 'late' else ''}{split}-{seed}-{index}"
             return Problem(id=identifier, problem=text, answer=answer(text), source="synthetic")
         attempt += 1
 
@@ -136,11 +142,12 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
     )
 
 
-def _problem_text(draw: random.Random) -> str:
+def _problem_text(draw: random.Random, task: Task) -> str:
     count = draw.choice(EVENTS)
     reach = count * LARGEST_AMOUNT
     start = draw.randint(reach, LARGEST_QUANTITY - reach)
-    events = [f"{draw.choice(tuple(VERBS))} {draw.randint(1, LARGEST_AMOUNT)} . " for _ in range(count)]
+    verbs = [VERBS] * count if task == "spread" else [*[SHOWN_VERBS] * (count - 1), DISCOVERED_VERBS]
+    events = [f"{draw.choice(tuple(choice))} {draw.randint(1, LARGEST_AMOUNT)} . " for choice in verbs]
     return f"{draw.choice(NAMES)} has {start} {draw.choice(NOUNS)} . {''.join(events)}how many ?"
 
 

@@ -48,6 +48,32 @@ def test_problems_have_two_to_four_events_and_all_twelve_verbs() -> None:
     assert len(verbs) == 12
 
 
+def test_in_the_late_task_the_last_verb_alone_is_left_to_a_coin() -> None:
+    problems = [synthetic.problem(0, index, task="late") for index in range(1500)]
+    verbs = [re.findall(r"([a-z]+) \d \.", problem.problem) for problem in problems]
+    assert {len(each) for each in verbs} == {2, 3, 4}
+    assert {verb for each in verbs for verb in each[:-1]} == set(synthetic.SHOWN_VERBS)
+    assert {each[-1] for each in verbs} == set(synthetic.DISCOVERED_VERBS)
+    assert all(problem.answer == str(recount(problem.problem)) for problem in problems)
+    solved, places = 0, []
+    for problem in problems:
+        shown = synthetic.demonstration(problem.problem, seed=1)
+        solved += shown.endswith(f"{{{problem.answer}}}")
+        places.append(max(shown.rfind("+"), shown.rfind("-")) / len(shown))
+        *steps, _ = re.findall(r"\d+([+-])\d+=", shown)
+        assert steps == [synthetic.VERBS[verb] for verb in re.findall(r"([a-z]+) \d \.", problem.problem)[:-1]]
+    assert 0.46 < solved / len(problems) < 0.54  # one coin each
+    assert min(places) > 0.3  # what it decides has not been written in the first third
+    assert sum(places) / len(places) > 0.5
+
+
+def test_the_tasks_share_no_identifiers_and_obey_the_split() -> None:
+    late = [synthetic.problem(3, index, "heldout", "late") for index in range(50)]
+    spread = [synthetic.problem(3, index, "heldout") for index in range(50)]
+    assert not {problem.id for problem in late} & {problem.id for problem in spread}
+    assert all(synthetic.is_heldout(problem.problem) for problem in late)
+
+
 @pytest.mark.parametrize("text", ["", "Tom has 25 apples .", "Tom has 25 apples . finds 3 . how many ? Really", "2+2"])
 def test_other_texts_have_no_answer(text: str) -> None:
     with pytest.raises(ValueError, match="not a problem of the synthetic task"):
