@@ -30,13 +30,15 @@ def new_cache(config: PreTrainedConfig) -> Cache:
 
 
 def cache_argument(model: Any) -> str:
-    """What the model's forward pass calls the cache that it is given: Mamba and its kin say ``cache_params``.
+    """What the model's forward pass calls the cache that it is given.
+
+    ``cache`` from transformers 5.24 on; before, ``past_key_values``, and ``cache_params`` in Mamba and its kin.
 
     Raises:
         ConfigurationError: it takes none.
     """
     known = inspect.signature(inner_model(model).forward).parameters
-    for name in ("past_key_values", "cache_params"):
+    for name in ("cache", "past_key_values", "cache_params"):
         if name in known:
             return name
     raise ConfigurationError(
