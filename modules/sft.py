@@ -3,8 +3,10 @@
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from app.data.sft import IGNORED
+from app.data.shown_prompt import show_example
 from app.errors import ConfigurationError
 from app.policy.context import rope_switch
 from app.policy.logprobs import last_logits, selective_log_softmax
@@ -40,6 +42,7 @@ class SFTModule(PolicyModule):
     ) -> None:
         super().__init__(policy, optimizer, seed, policy_offload)
         self.micro_batch_size = micro_batch_size
+        self._example_shown = False
 
     def probe(self) -> None:
         """Examples are padded on the right, and dropout is part of the training."""
@@ -56,6 +59,14 @@ class SFTModule(PolicyModule):
                 f"soon as one of them is longer; got {longest}",
                 key="data.max_tokens",
             )
+
+    def on_train_batch_start(self, batch: "SFTBatch", batch_idx: int) -> None:
+        """Once a process the first example: one that is not what was meant shows before anything is learned from it."""
+        if not self._example_shown:
+            self._example_shown = True
+            prompt, target = (batch.input_ids[0][each].tolist() for each in _parts(batch))
+            shown = show_example(prompt, target, self.tokenizer)
+            rank_zero_info(f"the first example of step {batch.step + 1}\n{shown}")
 
     def training_step(self, batch: "SFTBatch", batch_idx: int) -> None:
         sums = MetricSums()
@@ -84,3 +95,9 @@ class SFTModule(PolicyModule):
         log_probs = selective_log_softmax(logits, labels.clamp(min=0))
         loss = -log_probs.masked_fill(labels == IGNORED, 0.0).sum()
         return loss, (logits.detach().argmax(-1) == labels).sum()
+
+
+def _parts(batch: "SFTBatch") -> tuple[torch.Tensor, torch.Tensor]:
+    """[S] the first row's columns of the prompt, and those that bear loss."""
+    learned = batch.labels[0] != IGNORED
+    return batch.attention_mask[0].bool() & ~learned, learned

@@ -33,19 +33,56 @@ class ShownPrompt:
 
     def rows(self) -> list[tuple[str, str]]:
         """(name, value): one line each, line breaks written as ``\\n``."""
-        middle = len(self.tokens) - 2 * SHOWN_TOKENS
-        listed = [repr(token) for token in self.tokens]
-        if middle > 0:
-            listed = [*listed[:SHOWN_TOKENS], f"… {middle} more …", *listed[-SHOWN_TOKENS:]]
         begin = f"within the thought that {self.opened_thought!r} opened" if self.opened_thought else "outside thoughts"
         return [
             ("text", repr(self.text)),
-            (f"{len(self.tokens)} tokens", " ".join(listed)),
+            (f"{len(self.tokens)} tokens", _listed(self.tokens)),
             ("answers", f"begin {begin}, end with {' or '.join(map(repr, self.end_tokens))}"),
         ]
 
     def __str__(self) -> str:
-        return "\n".join(f"  {name:<14}{value}" for name, value in self.rows())
+        return _lines(self.rows())
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """A supervised example: a prompt, and what is to be imitated after it.
+
+    Attributes:
+        prompt: decoded, special tokens included.
+        target: the same of the tokens that bear loss.
+        prompt_tokens, target_tokens: the text of each token.
+    """
+
+    prompt: str
+    target: str
+    prompt_tokens: list[str]
+    target_tokens: list[str]
+
+    def __str__(self) -> str:
+        parts = [(f"{len(tokens)} tokens", _listed(tokens)) for tokens in (self.prompt_tokens, self.target_tokens)]
+        return _lines([("prompt", repr(self.prompt)), parts[0], ("target", repr(self.target)), parts[1]])
+
+
+def _lines(rows: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"  {name:<14}{value}" for name, value in rows)
+
+
+def _listed(tokens: Sequence[str]) -> str:
+    """Tokens, the middle of many left out."""
+    listed, middle = [repr(token) for token in tokens], len(tokens) - 2 * SHOWN_TOKENS
+    if middle > 0:
+        listed = [*listed[:SHOWN_TOKENS], f"… {middle} more …", *listed[-SHOWN_TOKENS:]]
+    return " ".join(listed)
+
+
+def show_example(
+    prompt_ids: Sequence[int], target_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase"
+) -> ShownExample:
+    """The example of these ids, to be looked at."""
+    texts = [tokenizer.decode(list(ids), skip_special_tokens=False) for ids in (prompt_ids, target_ids)]
+    tokens = [[_shown(tokenizer, token) for token in ids] for ids in (prompt_ids, target_ids)]
+    return ShownExample(texts[0], texts[1], tokens[0], tokens[1])
 
 
 def show_prompt(

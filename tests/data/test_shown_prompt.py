@@ -1,7 +1,7 @@
 """A prompt to be looked at."""
 
 from app.data.prompts import PromptEncoder, PromptSettings
-from app.data.shown_prompt import SHOWN_TOKENS, show_prompt
+from app.data.shown_prompt import SHOWN_TOKENS, show_example, show_prompt
 from tests.data import templates
 from tests.data.tokenizers import subword_tokenizer
 
@@ -29,3 +29,13 @@ def test_the_middle_of_a_long_prompt_is_not_listed() -> None:
     assert len(shown.tokens) == 180
     assert f"… {180 - 2 * SHOWN_TOKENS} more …" in shown.rows()[1][1]
     assert shown.rows()[2][1] == "begin outside thoughts, end with '</s>'"
+
+
+def test_an_example_is_shown_as_prompt_and_target() -> None:
+    tokenizer = subword_tokenizer()
+    prompt, target = (tokenizer(text, add_special_tokens=False).input_ids for text in ("1 + ½", "2" * 100))
+    lines = str(show_example(prompt, [*target, 1], tokenizer)).splitlines()
+    assert [line.split()[0] for line in lines] == ["prompt", str(len(prompt)), "target", str(len(target) + 1)]
+    assert lines[0].endswith(repr("1 + ½"))
+    assert lines[2].endswith(repr("2" * 100 + "</s>"))
+    assert lines[3].endswith(f"… {len(target) + 1 - 2 * SHOWN_TOKENS} more … " + "'2' " * (SHOWN_TOKENS - 1) + "'</s>'")

@@ -72,6 +72,19 @@ def test_parts_add_up_to_the_whole() -> None:
         torch.testing.assert_close(sum(part), expected, rtol=1e-6, atol=0)
 
 
+def test_the_first_example_is_shown_once_with_what_is_learned_of_it(caplog: pytest.LogCaptureFixture) -> None:
+    module = make()
+    prompt, target = module.tokenizer("3+4=").input_ids, module.tokenizer("7").input_ids
+    batch = collate([(prompt, target), (prompt * 2, target * 9)], padding_id=0, step=4)
+    with caplog.at_level("INFO"):
+        module.on_train_batch_start(batch, 0)
+        module.on_train_batch_start(batch, 1)
+    assert caplog.text.count("the first example of step 5") == 1
+    shown = caplog.text[caplog.text.index("the first example") :].splitlines()[1:]
+    assert shown[0].split() == ["prompt", repr("3+4=")]
+    assert shown[2].split() == ["target", repr("7")]
+
+
 class LogitsMade(TorchDispatchMode):
     """Every storage of tensors whose rows are as wide as the vocabulary."""
 
