@@ -31,16 +31,6 @@ def record(weights: dict[str, torch.Tensor], **changes: object) -> SyncRecord:
     return kept
 
 
-def test_a_tied_head_that_the_engine_has_no_name_for_is_proved_by_the_embedding() -> None:
-    weight = torch.randn(7, 3)
-    sent = record({"embed": weight, "head": weight.clone(), "other": torch.randn(7, 3)})
-    sent.check({name: value for name, value in sent.sent.items() if name != "head"})
-    with pytest.raises(WeightSyncError, match=r"lack other"):
-        sent.check({name: value for name, value in sent.sent.items() if name != "other"})
-    with pytest.raises(WeightSyncError, match="differ in embed"):
-        sent.check({**sent.sent, "embed": 1})
-
-
 def test_weights_that_an_engine_turns_round_are_compared_as_it_holds_them() -> None:
     weight = torch.randn(5, 8)
     names = transposed_names(family_policy("gpt2"))

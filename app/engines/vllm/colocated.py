@@ -11,7 +11,7 @@ from app.engines.vllm.local import LocalEngine, LocalEngineSettings
 from app.engines.weight_sync import Weights, sum_of_shards
 from app.errors import ConfigurationError, causes
 
-FAILURES = (RuntimeError, ValueError, OSError, MemoryError, AssertionError)
+FAILURES = (RuntimeError, ValueError, OSError, MemoryError, AssertionError, LookupError, AttributeError, TypeError)
 """What vLLM raises; CUDA's out-of-memory error is a RuntimeError, and its checks of free memory are assertions."""
 
 

@@ -1,22 +1,25 @@
 """Rollouts by vLLM: in the trainer's process, or in processes or on machines of their own."""
 
-import copy
+import contextlib
+import re
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from app.engines.engine import Completion, GenerationRequest, PolicyOwner, RolloutEngine
+from app.engines.faults import EngineFailure
 from app.engines.ranks import RolloutRanks
 from app.engines.vllm.colocated import Colocated
 from app.engines.vllm.local import LocalEngineSettings
+from app.engines.vllm.models import for_vllm
 from app.engines.vllm.separate import SeparateEngines
 from app.engines.vllm.settings import Placement, VLLMSettings, check_requests, require_vllm
 from app.engines.weight_names import checkpoint_weights, tied_widths, transposed_names
-from app.engines.weight_sync import SyncRecord
+from app.engines.weight_sync import SyncRecord, WeightSyncError
 from app.errors import ConfigurationError
 from app.policy.context import rope_switch
 from app.policy.sharding.merging import Weights
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 Backend = Colocated | SeparateEngines
 T = TypeVar("T")
+LOADER_ERROR = re.compile(r"\b(Value|Key|Attribute|Type|Assertion|Index)Error: ")
+"""What vLLM raises over names and shapes of weights, as an engine's failure words it."""
 
 
 class VLLMEngine(RolloutEngine):
@@ -114,6 +119,7 @@ class VLLMEngine(RolloutEngine):
         self._backend: Backend | None = None
         self._dtype = torch.float32
         self._vocab_size = 0
+        self._family = ""
         self._longest: int | None = None
         self._transposed: frozenset[str] = frozenset()
         self._absent: frozenset[str] | None = None  # not asked for yet
@@ -135,6 +141,7 @@ class VLLMEngine(RolloutEngine):
         model = inner_model(module.policy)
         self._dtype = self.settings.engine_dtype(module.compute_dtype)
         self._vocab_size = model.config.get_text_config().vocab_size
+        self._family = model.config.model_type
         self._longest = self._longest_row(rope_switch(model.config))
         self._absent = None
         with ScratchFolder("vllm-model") as folder:
@@ -223,13 +230,30 @@ class VLLMEngine(RolloutEngine):
             self._absent = frozenset(name for name in tied if not all(name in placed for placed in replicas))
         record, absent = SyncRecord(self._dtype, self._syncs, self._transposed), self._absent
         wanted = ((name, tensor) for name, tensor in weights if name not in absent)
+        with self._family_in_one_line():
+            try:
+                backend.load(record.watch(wanted) if self.settings.verify_weights else wanted)
+            finally:
+                _drain(weights)  # to the end, whatever happened: other ranks take part in gathering every shard
+            if self.settings.verify_weights:
+                for held in backend.fingerprints(record.widths, record.round_number):
+                    record.check(held)
+
+    @contextlib.contextmanager
+    def _family_in_one_line(self) -> Iterator[None]:
+        """Inside, what vLLM's loader stumbles over before it has ever taken this policy's weights is no failure of the
+        engine, which a restart may cure, but one of vLLM's model of the family."""
         try:
-            backend.load(record.watch(wanted) if self.settings.verify_weights else wanted)
-        finally:
-            _drain(weights)  # to the end, whatever happened: other ranks take part in gathering every shard
-        if self.settings.verify_weights:
-            for held in backend.fingerprints(record.widths, record.round_number):
-                record.check(held)
+            yield
+        except (EngineFailure, WeightSyncError) as error:
+            if self._syncs or not (isinstance(error, WeightSyncError) or LOADER_ERROR.search(str(error))):
+                raise
+            cause = " ".join(str(error).split())[:300]
+            raise ConfigurationError(
+                f"vLLM's model of {self._family} does not take this policy's weights, use the transformers engine "
+                f"({cause})",
+                key="engine",
+            ) from error
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """See :class:`app.engines.engine.RolloutEngine`.
@@ -277,7 +301,7 @@ def _drain(weights: Weights) -> None:
 def write_model_files(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
     """Writes config.json and the tokenizer, all that vLLM needs to build the model without its weights."""
     names = [cls.__name__ for cls in type(model).__mro__ if cls.__module__.startswith("transformers.models.")]
-    config = copy.deepcopy(model.config)
+    config = for_vllm(model.config)
     config.architectures = names[:1]  # sharding wraps the class under another name
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

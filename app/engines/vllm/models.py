@@ -1,6 +1,7 @@
 """Which policies vLLM runs on this machine, by their configuration; and how it leaves the trainer's classes be."""
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,12 @@ import torch
 from app.errors import ConfigurationError
 from app.policy.context import layer_configs
 
+NOT_TAKEN = {
+    "bloom": "vLLM 0.32 looks for all weights of BLOOM in 'transformer', where its tied head has no place",
+}
+"""Families whose weights vLLM's own loader does not take, and why (BloomForCausalLM.load_weights)."""
+ONE_MORE = ("cohere2",)
+"""Families whose windows vLLM 0.32 makes one token wider than transformers does (CohereAttention)."""
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -17,16 +24,26 @@ def check_model(folder: Path, dtype: str) -> None:
     """Refuses what vLLM would run wrong, or would stop at in the middle of its first forward pass.
 
     Raises:
-        ConfigurationError: attention heads of a size without a kernel; experts on a CPU.
+        ConfigurationError: a family in :data:`NOT_TAKEN`; attention heads of a size without a kernel; experts on a CPU.
     """
     from transformers import AutoConfig
     from vllm.platforms import current_platform
 
     config = AutoConfig.from_pretrained(folder)
+    if config.model_type in NOT_TAKEN:
+        raise ConfigurationError(f"{NOT_TAKEN[config.model_type]}: use the transformers engine", key="engine")
     if current_platform.is_cpu():
         _check_experts(config)
     for size in sorted(head_sizes(config)):
         _check_head_size(size, dtype)
+
+
+def for_vllm(config: Any) -> Any:
+    """A copy of a policy's configuration with which vLLM computes what transformers does with the original."""
+    copied = copy.deepcopy(config)
+    if copied.model_type in ONE_MORE and copied.sliding_window is not None:
+        copied.sliding_window -= 1
+    return copied
 
 
 def head_sizes(config: Any) -> set[int]:

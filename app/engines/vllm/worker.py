@@ -5,7 +5,6 @@ on CPU repacks matrices into a form that only its kernels read. The fingerprints
 uses: a repacked layer is fed one-hot rows and returns its own columns, exactly.
 """
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,10 @@ from app.engines.weight_sync import as_matrix, fingerprint, sampled_columns
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+QKV = {"q": 0, "k": 1, "v": 2}
+"""What vLLM calls the parts of a fused projection of queries, keys and values."""
 
 
 @dataclass(frozen=True)
@@ -80,24 +83,29 @@ class PolicyWeights:
 
 def _locate(model: "nn.Module", name: str) -> "tuple[nn.Module, str, int | None] | None":
     """(layer, its attribute such as "weight", part of a fused layer) that holds a Hugging Face weight, or None."""
-    path, _, kind = name.rpartition(".")
-    parent, _, leaf = path.rpartition(".")
-    candidates: Iterator[tuple[str, int | None]] = itertools.chain(
-        [(leaf, None)],
-        (
-            (fused, parts.index(leaf))
-            for fused, parts in getattr(model, "packed_modules_mapping", {}).items()
-            if leaf in parts and fused != leaf
-        ),
-    )
-    for candidate, part in candidates:
+    for own, part in _own_names(model, name):
+        path, _, kind = own.rpartition(".")
         try:
-            layer = model.get_submodule(f"{parent}.{candidate}" if parent else candidate)
+            layer = model.get_submodule(path)
         except AttributeError:
             continue
         if isinstance(getattr(layer, kind, None), torch.Tensor):
             return layer, kind, part
     return None
+
+
+def _own_names(model: "nn.Module", name: str) -> Iterator[tuple[str, int | None]]:
+    """Names that the model may have for a Hugging Face weight, and which part of a fused layer it is."""
+    yield name, None
+    path, _, kind = name.rpartition(".")
+    parent, _, leaf = path.rpartition(".")
+    for fused, parts in getattr(model, "packed_modules_mapping", {}).items():
+        if leaf in parts and fused != leaf:
+            yield f"{parent}.{fused}.{kind}".removeprefix("."), parts.index(leaf)
+    mapper = getattr(model, "hf_to_vllm_mapper", None)  # some families say it by this alone
+    mapped = None if mapper is None else mapper._map_name_with_shard(name)
+    if mapped is not None and not isinstance(mapped[1], list):
+        yield mapped[0], QKV.get(mapped[1], mapped[1])
 
 
 class LayerReader:

@@ -13,6 +13,7 @@ from app.engines.vllm.process import _names_of
 from app.engines.vllm.separate import SeparateEngines
 from app.engines.vllm.settings import VLLMSettings, sampling_params
 from app.engines.vllm.transfer import IPC_BUFFER_BYTES, _ipc
+from app.engines.vllm.worker import _own_names
 from app.errors import ConfigurationError
 from app.seeds import derive_seed
 from tests.engines.vllm.support import request, word_tokenizer
@@ -44,6 +45,19 @@ def test_calls_that_reach_a_gpus_worker() -> None:
     assert takes(LLM.sleep, 1)
     assert takes(LLM.wake_up, ["weights"])
     assert set(DEFERRABLE_TAGS) == set(SLEEP_TAGS) == {"weights", "kv_cache"}
+
+
+def test_a_part_of_a_fused_layer_is_found_by_the_family_s_own_mapping_alone() -> None:
+    """StableLM says nowhere else what its projections are fused into."""
+    from vllm.model_executor.models.stablelm import StablelmForCausalLM
+
+    assert not hasattr(StablelmForCausalLM, "packed_modules_mapping")
+    prefix = "model.layers.0.self_attn."
+    for part, name in enumerate(("q_proj", "k_proj", "v_proj")):
+        names = list(_own_names(StablelmForCausalLM, f"{prefix}{name}.weight"))
+        assert names == [(f"{prefix}{name}.weight", None), (f"{prefix}qkv_proj.weight", part)]
+    up = list(_own_names(StablelmForCausalLM, "model.layers.0.mlp.up_proj.weight"))
+    assert up[-1] == ("model.layers.0.mlp.gate_up_proj.weight", 1)
 
 
 def test_seeds_fit_into_the_gpu_samplers_int64() -> None:
