@@ -25,6 +25,8 @@ from app.engines.faults import GuardedEngine
 from app.engines.ranks import RolloutRanks
 from app.engines.transformers_engine import TransformersEngine
 from app.errors import ConfigurationError, DivergenceError, require
+from app.evaluation.numerics import engine_dtype
+from app.policy.decoding import forbidden_ids
 from app.rewards.correctness import CorrectnessReward
 from app.rewards.reward import RewardFunction
 from app.rewards.weighted import WeightedRewards
@@ -179,7 +181,9 @@ class RolloutCallback(Callback):
     def _preflight(self, module: "GRPOLambdaModule", experience: Experience) -> None:
         self._preflight_done = True
         assert self._preflight_ranks is not None, "setup comes first"
-        assert self.mismatch.preflight_limit is not None, "it is due"
+        dtypes = (module.compute_dtype, engine_dtype(module, self.engine))
+        limit = self.mismatch.limit(dtypes, module.device.type, self.sampling.truncates)
+        assert limit is not None, "it is due"
         check_first_rollout(
             module.policy,
             experience.tokens,
@@ -187,10 +191,11 @@ class RolloutCallback(Callback):
             experience.old_log_probs,
             self.sampling,
             self._preflight_ranks,
-            self.mismatch.preflight_limit,
+            limit,
             module.reference,
             pad_rollout(experience.rollout, module.tokenizer, templated=False).to(module.device),
             corrected=self.mismatch.correction is not None,
+            forbidden=forbidden_ids(self.sampling, module.tokenizer, module.policy),
         )
 
     def _report_tied(self, rollout: Rollout) -> None:

@@ -27,6 +27,9 @@ class SamplingSettings:
         min_p: tokens of at least this share of the most likely one's probability; 0 switches it off.
         max_new_tokens: longest completion, the end token included.
         stop_strings: a completion ends with the token that completes one of these; that token is kept.
+        forbid_unknown_tokens: never draws ids that the model's embeddings have and its tokenizer does not (they are
+            often padded). What is drawn then is the rest of the distribution, renormalised, as with top_k: the
+            trainer's log-probs are of the whole one, and differ by −log of the probability that is left.
     """
 
     temperature: float = 1.0
@@ -35,6 +38,7 @@ class SamplingSettings:
     min_p: float = 0.0
     max_new_tokens: int = 256
     stop_strings: tuple[str, ...] = ()
+    forbid_unknown_tokens: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop_strings", tuple(self.stop_strings))

@@ -79,6 +79,11 @@ class GuardedEngine:
             except EngineFailure as second:
                 raise self._given_up(failure, second) from second
 
+    @property
+    def last_sync_bytes(self) -> int:
+        """What the last sync handed over; 0 for an engine that shares the policy's weights."""
+        return getattr(self.engine, "last_sync_bytes", 0)
+
     def close(self) -> None:
         """Closes the engine; safe to call again."""
         self.engine.close()

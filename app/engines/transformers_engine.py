@@ -20,6 +20,7 @@ from app.engines.sampling import draw, uniforms
 from app.engines.stop_strings import StopStrings
 from app.errors import ConfigurationError
 from app.policy.context import context_length
+from app.policy.decoding import forbidden_ids
 from app.policy.evaluating import evaluation_mode
 from app.policy.packing import pad_left, positions
 from app.policy.sharding.gathering import whole_parameters
@@ -145,6 +146,8 @@ class _Batch:
         self.end_ids = torch.tensor(first.end_token_ids, dtype=torch.long, device=self.device)
         stop_strings = first.sampling.stop_strings
         self.stop = StopStrings(module.tokenizer, stop_strings) if stop_strings else None
+        unknown = forbidden_ids(self.sampling, module.tokenizer, self.policy)
+        self.forbidden = torch.tensor(unknown, device=self.device) if unknown else None
         self.context = context_length(self.policy.config)
         self.cache = new_cache(self.policy.config)
         self.cached = {cache_argument(self.policy): self.cache, "use_cache": True}
@@ -159,6 +162,8 @@ class _Batch:
         done: dict[Row, Completion] = {}
         steps = live.ids.shape[1]
         for step in range(steps):
+            if self.forbidden is not None:
+                logits = logits.index_fill(-1, self.forbidden, -torch.inf)
             ids, live.log_probs[:, step] = draw(logits, self.sampling, live.uniforms[:, step])
             live.ids[:, step] = ids
             last = step + 1 == steps

@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from app.policy.lora import base_model
 from app.policy.sharding.merging import Weights, policy_weights
-from app.policy.sharding.wrapping import inner_model, plain_model
+from app.policy.sharding.wrapping import inner_model, plain_model, unwrapped
 from app.policy.weights import named_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def checkpoint_weights(policy: nn.Module) -> Weights:
+def checkpoint_weights(policy: nn.Module, merged: bool = True) -> Weights:
     """(name, whole tensor) as :func:`policy_weights` gives them, named and laid out as in a checkpoint. Collective.
 
     One tensor is converted at a time, but where the family converts several together.
     """
-    model, weights = inner_model(policy), policy_weights(policy)
+    model, weights = inner_model(policy), policy_weights(policy, merged)
     conversions = _conversions(model)
     if not conversions:
         yield from weights
@@ -33,6 +34,19 @@ def checkpoint_weights(policy: nn.Module) -> Weights:
     else:
         for name, tensor in weights:
             yield from _reverted(model, {name: tensor})
+
+
+def separable_adapters(policy: nn.Module) -> list[str]:
+    """Names of the policy's adapters as :func:`adapter_weights` gives them, where an engine can hold them beside the
+    frozen weights: pairs of factors of linear layers whose names are those of checkpoints. Empty where it cannot."""
+    if _conversions(inner_model(policy)):
+        return []
+    inner = base_model(policy)
+    layers = {name: layer for name, layer in inner.named_modules() if hasattr(layer, "lora_A")}
+    head = inner.get_output_embeddings()
+    if any(layer is head or not isinstance(layer.get_base_layer(), nn.Linear) for layer in layers.values()):
+        return []
+    return [f"{unwrapped(name)}.lora_{factor}.weight" for name in layers for factor in "AB"]
 
 
 def tied_widths(policy: nn.Module) -> dict[str, int]:

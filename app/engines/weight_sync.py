@@ -99,6 +99,7 @@ class SyncRecord:
         transposed: names of weights that engines compute with the other way round.
         sent: fingerprint by name.
         widths: number of columns by name, as :func:`as_matrix` sees them.
+        bytes: of all that was sent, in the engine's dtype.
     """
 
     dtype: torch.dtype
@@ -106,6 +107,13 @@ class SyncRecord:
     transposed: frozenset[str] = frozenset()
     sent: dict[str, int] = field(default_factory=dict)
     widths: dict[str, int] = field(default_factory=dict)
+    bytes: int = 0
+
+    def count(self, weights: Weights) -> Weights:
+        """Passes ``weights`` on and adds up their bytes."""
+        for name, tensor in weights:
+            self.bytes += tensor.numel() * self.dtype.itemsize
+            yield name, tensor
 
     def watch(self, weights: Weights) -> Weights:
         """Passes ``weights`` on and takes their fingerprints."""

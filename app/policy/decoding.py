@@ -6,7 +6,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from app.engines.engine import SamplingSettings
 
 
 def unknown_mark(token_id: int) -> str:
@@ -40,6 +42,15 @@ def unknown_token_ids(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> 
     """The ids below ``vocab_size`` that the tokenizer does not know, ascending."""
     known = _known_ids(tokenizer, len(tokenizer))
     return tuple(token for token in range(vocab_size) if token not in known)
+
+
+def forbidden_ids(
+    sampling: "SamplingSettings", tokenizer: "PreTrainedTokenizerBase", policy: "PreTrainedModel"
+) -> tuple[int, ...]:
+    """The ids of the policy's vocabulary that an engine never draws under these settings."""
+    if not sampling.forbid_unknown_tokens:
+        return ()
+    return unknown_token_ids(tokenizer, policy.config.get_text_config().vocab_size)
 
 
 @lru_cache(maxsize=4)

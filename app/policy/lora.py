@@ -114,6 +114,11 @@ def has_adapters(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
+def adapter_rank(model: Any) -> int:
+    """r of the active adapter."""
+    return int(model.peft_config[model.active_adapter].r)
+
+
 def base_model(model: Any) -> "PreTrainedModel":
     """The Hugging Face model inside adapters, or ``model`` itself."""
     return model.get_base_model() if has_adapters(model) else model

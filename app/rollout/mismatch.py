@@ -4,6 +4,7 @@ Shapes: B rows, T completion tokens. With π the trainer's policy, μ the engine
 token, π/μ = exp(d) is its importance ratio and Σ_t d the log-ratio of its sequence.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from app.errors import ConfigurationError
+from app.policy.probe import TOLERANCES
 from app.rollout.metric_sums import MetricSums
 
 Mode = Literal["truncated", "masked"]
@@ -55,19 +57,36 @@ class MismatchSettings:
 
     Attributes:
         preflight_limit: largest mean difference on the first rollout, in nats a token, above which the run stops and
-            names the likely cause; null checks nothing.
+            names the likely cause; null checks nothing. "auto" is more than rounding does: 0.001 where engine and
+            trainer compute in float32 on a CPU, 0.02 in float16 and in float32 on a GPU (TF32), else 0.1; and 0.1 where
+            top_p, top_k or min_p make the two differ.
         correction: importance weights against it; null for none.
     """
 
-    preflight_limit: float | None = 0.1
+    preflight_limit: float | Literal["auto"] | None = "auto"
     correction: CorrectionSettings | None = None
 
     def __post_init__(self) -> None:
         limit = self.preflight_limit
-        if limit is not None and not limit >= 0:
+        if isinstance(limit, int | float) and not limit >= 0:
             raise ConfigurationError(
-                f"must be at least 0, or null for no check, got {limit}", key="rollouts.mismatch.preflight_limit"
+                f"must be at least 0, auto, or null for no check, got {limit}", key="rollouts.mismatch.preflight_limit"
             )
+
+    def limit(self, dtypes: Iterable[torch.dtype], device: str, truncated: bool) -> float | None:
+        """The limit of the first rollout's difference, in nats a token.
+
+        Args:
+            dtypes: that trainer and engine compute in.
+            device: type of the trainer's.
+            truncated: whether the engine draws from a narrower distribution.
+        """
+        if self.preflight_limit != "auto":
+            return self.preflight_limit
+        if truncated:
+            return TOLERANCES[torch.bfloat16]
+        coarse = (torch.float16 if dtype == torch.float32 and device != "cpu" else dtype for dtype in dtypes)
+        return max(TOLERANCES[dtype] for dtype in coarse)
 
 
 def log_ratios(sampler_log_probs: Tensor, trainer_log_probs: Tensor, mask: Tensor) -> Tensor:

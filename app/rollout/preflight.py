@@ -8,7 +8,7 @@ Shapes: B rows, T completion tokens, V vocabulary.
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,7 @@ def check_first_rollout(
     old_policy: "PreTrainedModel | None" = None,
     other_prompts: "TokenBatch | None" = None,
     corrected: bool = False,
+    forbidden: Sequence[int] = (),
 ) -> float:
     """The mean |difference| a token over the first ``ROWS`` rows of this rank, where no rank exceeds ``limit``.
 
@@ -96,7 +97,7 @@ def check_first_rollout(
         sampling: as the trainer thinks that the engine draws.
         ranks: those that learn together.
         limit: nats a token; engines in float32 differ by 1e-6, one in bfloat16 from a trainer in float32 by 0.03.
-        old_policy, other_prompts: see :func:`policy_hypotheses`.
+        old_policy, other_prompts, forbidden: see :func:`policy_hypotheses`.
         corrected: whether the run has importance weights (``rollouts.mismatch.correction``): a difference whose cause
             they make up for on every rank is then said and passes.
 
@@ -113,7 +114,7 @@ def check_first_rollout(
     few, others = _excerpt(tokens, windows), None if other_prompts is None else _excerpt(other_prompts, windows)
     sampler, trainer = (_windowed(each, windows, few.completion_mask) for each in (sampler, trainer))
     with whole_parameters(policy), whole_parameters(old_policy):
-        hypotheses = list(policy_hypotheses(policy, few, sampling, old_policy, others))
+        hypotheses = list(policy_hypotheses(policy, few, sampling, old_policy, others, forbidden))
     likely = _likeliest(sampler, trainer, few.completion_mask, hypotheses)
     all_found = ranks.gathered([(difference, likely.cause, likely.advice, likely.corrected)])[0]
     worst, cause, advice, _ = max(all_found)
@@ -184,6 +185,7 @@ def policy_hypotheses(
     sampling: SamplingSettings,
     old_policy: "PreTrainedModel | None" = None,
     other_prompts: "TokenBatch | None" = None,
+    forbidden: Sequence[int] = (),
 ) -> Iterator[Hypothesis]:
     """What can go wrong between an engine and this policy, evaluated on ``tokens`` ([B, T] completions, few rows).
 
@@ -193,11 +195,14 @@ def policy_hypotheses(
         sampling: as the trainer thinks that the engine draws.
         old_policy: weights that the engine may still hold: those of the checkpoint before, or the reference's.
         other_prompts: the same completions after the prompts that another chat template makes.
+        forbidden: ids that the engine never draws.
     """
     with torch.no_grad():
         logits = completion_logits(policy, tokens).float()
         yield from temperature_hypotheses(logits, tokens.completion_ids, sampling)
         yield from truncation_hypotheses(logits, tokens.completion_ids, sampling)
+        if forbidden:
+            yield _forbidden_hypothesis(logits, tokens.completion_ids, sampling, forbidden)
         yield _head_hypothesis(logits, bool(policy.config.tie_word_embeddings))
         if next(policy.parameters()).dtype == torch.float32:
             yield _precision_hypothesis(policy, tokens, sampling.temperature)
@@ -254,6 +259,19 @@ def _truncations(probabilities: Tensor, sampling: SamplingSettings) -> Iterator[
         yield f"top-k {k}", (ranks < k).expand_as(probabilities)
     if sampling.min_p > 0:
         yield f"min-p {sampling.min_p:g}", probabilities >= sampling.min_p * probabilities[..., :1]
+
+
+def _forbidden_hypothesis(
+    logits: Tensor, ids: Tensor, sampling: SamplingSettings, forbidden: Sequence[int]
+) -> Hypothesis:
+    left = logits.index_fill(-1, torch.tensor(forbidden, device=logits.device), -math.inf)
+    return Hypothesis(
+        "unknown tokens",
+        "The policy gives ids that its tokenizer does not know a share of its probability, which the engine never "
+        f"draws (rollouts.sampling.forbid_unknown_tokens): {CORRECT}.",
+        selective_log_softmax(left, ids, sampling.temperature),
+        corrected=True,
+    )
 
 
 def _head_hypothesis(logits: Tensor, tied: bool) -> Hypothesis:

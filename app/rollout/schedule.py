@@ -191,6 +191,7 @@ class RolloutSchedule:
         for rollout in rollouts:
             rollout.weights_iteration = weights_iteration
             rollout.counts["rollouts/engine/restarts"] = float(self._engine.restarts)
+            rollout.counts["rollouts/engine/sync_bytes"] = float(self._engine.last_sync_bytes)
         rollouts[0].seconds["sync"] = sync_seconds
         return rollouts
 

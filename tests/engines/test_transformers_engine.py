@@ -13,7 +13,8 @@ from app.errors import ConfigurationError
 from app.policy.logprobs import token_log_probs
 from app.policy.models import NewTokenizerSettings, PolicySettings, load_policy, load_tokenizer
 from app.policy.packing import build
-from tests.engines.vllm.support import Owner, word_tokenizer
+from tests.engines.vllm import support
+from tests.engines.vllm.support import UNKNOWN, Owner, word_tokenizer
 from tests.models import tiny_model
 
 ENDS = (1, 2)
@@ -347,3 +348,18 @@ def test_a_policy_loaded_in_bfloat16_samples_float32_log_probs():
     policy, requests = load_policy(settings), requests_of(max_new_tokens=8)
     groups = engine_of(policy).generate(requests)
     assert worst_difference(policy, requests, groups) < 0.1
+
+
+@pytest.mark.parametrize("temperature", [3.0, 0.0])
+def test_an_id_that_the_tokenizer_does_not_know_may_be_forbidden(temperature):
+    policy = tiny_model()
+    if temperature == 0:  # what a greedy policy would draw everywhere
+        with torch.no_grad():
+            policy.get_output_embeddings().weight[UNKNOWN] *= 30
+    engine = engine_of(policy, tokenizer=word_tokenizer(unknown=UNKNOWN))
+    for forbidden in (False, True):
+        requests = requests_of(temperature=temperature, n=16, ends=(), forbid_unknown_tokens=forbidden)
+        groups = engine.generate(requests)
+        assert any(UNKNOWN in row.token_ids for row in flat(groups)) != forbidden
+        for request, rows in zip(requests, groups, strict=True):
+            assert support.worst_difference(policy, request, rows) < 1e-4

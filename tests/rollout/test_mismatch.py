@@ -225,6 +225,17 @@ def test_truncation_passes_where_the_run_corrects_for_it_as_the_advice_says(
     assert "top-p/top-k, which rollouts.mismatch.correction corrects" in caplog.text
 
 
+def test_ids_that_the_engine_never_draws(policy: PreTrainedModel) -> None:
+    """Half of the vocabulary."""
+    rows = torch.randint(36, (len(PROMPTS), 12), generator=torch.Generator().manual_seed(0)).tolist()
+    tokens, forbidden = build(PROMPTS, rows, 2), range(36, 72)
+    with torch.no_grad():
+        left = completion_logits(policy, tokens).index_fill(-1, torch.tensor(forbidden), -torch.inf)
+    reported = left.log_softmax(-1).gather(-1, tokens.completion_ids[..., None])[..., 0]
+    sampling = SamplingSettings(forbid_unknown_tokens=True)
+    assert _cause(policy, tokens, reported, sampling, forbidden=forbidden) == "unknown tokens"
+
+
 def test_importance_weights_do_not_excuse_another_cause(policy: PreTrainedModel) -> None:
     sampling = SamplingSettings(temperature=0.6)
     tokens = _sampled(policy, sampling)

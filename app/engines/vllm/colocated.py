@@ -49,14 +49,24 @@ class Colocated:
 
     def load(self, weights: Weights) -> None:
         """Takes over all weights, waking up for them, and empties the prefix cache."""
-        with failing("died", "vLLM failed to take over the weights"):
-            if self.asleep:
-                self.engine.wake("weights")
+        with failing("died", "vLLM failed to take over the weights"), self._awake():
             self.engine.reload(weights)
-            if self.asleep:
-                self.engine.wake("kv_cache")
-                self.asleep = False
-            self.engine.forget_prefixes()
+
+    def adapt(self, rank: int, data: bytes) -> None:
+        """Takes over adapters, see :meth:`LocalEngine.adapt`, waking up for them, and empties the prefix cache."""
+        with failing("died", "vLLM failed to take over the adapters"), self._awake():
+            self.engine.adapt(rank, data)
+
+    @contextlib.contextmanager
+    def _awake(self) -> Iterator[None]:
+        """Inside there is room for weights, after it for the cache too, which is empty then."""
+        if self.asleep:
+            self.engine.wake("weights")
+        yield
+        if self.asleep:
+            self.engine.wake("kv_cache")
+            self.asleep = False
+        self.engine.forget_prefixes()
 
     def fingerprints(self, widths: dict[str, int], round_number: int) -> list[dict[str, int]]:
         """What this engine holds, by name."""

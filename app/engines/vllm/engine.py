@@ -1,6 +1,7 @@
 """Rollouts by vLLM: in the trainer's process, or in processes or on machines of their own."""
 
 import contextlib
+import logging
 import re
 import time
 from collections import deque
@@ -14,15 +15,17 @@ from app.engines.engine import Completion, GenerationRequest, PolicyOwner, Rollo
 from app.engines.faults import EngineFailure
 from app.engines.ranks import RolloutRanks
 from app.engines.vllm.colocated import Colocated
-from app.engines.vllm.local import LocalEngineSettings
+from app.engines.vllm.local import ADAPTER_RANKS, LocalEngineSettings
 from app.engines.vllm.models import for_vllm
 from app.engines.vllm.separate import SeparateEngines
-from app.engines.vllm.settings import Placement, VLLMSettings, check_requests, require_vllm
-from app.engines.weight_names import checkpoint_weights, tied_widths, transposed_names
+from app.engines.vllm.settings import Adapters, Placement, VLLMSettings, check_requests, require_vllm
+from app.engines.weight_names import checkpoint_weights, separable_adapters, tied_widths, transposed_names
 from app.engines.weight_sync import SyncRecord, WeightSyncError
 from app.errors import ConfigurationError
 from app.policy.context import rope_switch
-from app.policy.sharding.merging import Weights
+from app.policy.decoding import unknown_token_ids
+from app.policy.lora import adapter_rank, has_adapters
+from app.policy.sharding.merging import Weights, adapter_weights
 from app.policy.sharding.wrapping import inner_model
 from app.stopping import STOP
 from app.storage.scratch import ScratchFolder
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 Backend = Colocated | SeparateEngines
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 LOADER_ERROR = re.compile(r"\b(Value|Key|Attribute|Type|Assertion|Index)Error: ")
 """What vLLM raises over names and shapes of weights, as an engine's failure words it."""
 
@@ -63,12 +67,16 @@ class VLLMEngine(RolloutEngine):
         max_sequences: completions decoded at once.
         prefix_caching: a prompt's keys and values are computed once for all its completions.
         verify_weights: compares fingerprints after every sync and stops where they differ.
+        adapters: of a policy with LoRA. "apart": the engine takes the frozen weights once and then the adapters alone,
+            which it computes beside them as the trainer does; "merged": all weights with the adapters in them, every
+            time; "auto": apart on a GPU where vLLM can, else merged (on a CPU vLLM copies them for every token).
         start_timeout_s: for a separate engine to start.
         generate_timeout_s: for a separate engine to answer, after which it is taken to hang.
         seed: of vLLM's own generators; completions have seeds of their own.
 
     Attributes:
         last_sync_seconds: time of the last ``sync``, verification included.
+        last_sync_bytes: that it handed over.
         start_seconds: time of the last ``start``.
 
     Raises:
@@ -90,6 +98,7 @@ class VLLMEngine(RolloutEngine):
         max_sequences: int = 256,
         prefix_caching: bool = True,
         verify_weights: bool = True,
+        adapters: Adapters = "auto",
         start_timeout_s: float = 600.0,
         generate_timeout_s: float = 1800.0,
         seed: int = 0,
@@ -108,6 +117,7 @@ class VLLMEngine(RolloutEngine):
             max_sequences=max_sequences,
             prefix_caching=prefix_caching,
             verify_weights=verify_weights,
+            adapters=adapters,
             start_timeout_s=start_timeout_s,
             generate_timeout_s=generate_timeout_s,
             seed=seed,
@@ -115,15 +125,20 @@ class VLLMEngine(RolloutEngine):
         if address is None:
             require_vllm()
         self.last_sync_seconds = 0.0
+        self.last_sync_bytes = 0
         self.start_seconds = 0.0
         self._backend: Backend | None = None
         self._dtype = torch.float32
         self._vocab_size = 0
+        self._unknown: tuple[int, ...] = ()
         self._family = ""
         self._longest: int | None = None
         self._transposed: frozenset[str] = frozenset()
         self._absent: frozenset[str] | None = None  # not asked for yet
         self._max_model_len = 0
+        self._adapters: list[str] = []  # that the engine holds beside the weights, by name
+        self._adapter_rank: int | None = None
+        self._base_held = False
         self._module: PolicyOwner | None = None
         self._syncs = 0
         self._ranks: RolloutRanks | None = None
@@ -141,13 +156,41 @@ class VLLMEngine(RolloutEngine):
         model = inner_model(module.policy)
         self._dtype = self.settings.engine_dtype(module.compute_dtype)
         self._vocab_size = model.config.get_text_config().vocab_size
+        self._unknown = unknown_token_ids(module.tokenizer, self._vocab_size)
         self._family = model.config.model_type
         self._longest = self._longest_row(rope_switch(model.config))
-        self._absent = None
+        self._absent, self._base_held = None, False
+        wanted = self._wanted_adapters(module)
+        self._adapter_rank = adapter_rank(module.policy) if wanted else None
         with ScratchFolder("vllm-model") as folder:
             write_model_files(model, module.tokenizer, folder)
             self._max_model_len = self._driven(lambda: self._open(folder, module.device))
+        placed = bool(wanted) and self._driven(lambda: self._placed(wanted))
+        self._adapters = wanted if placed else []
+        self._check_adapters(module)
         self.start_seconds = time.perf_counter() - started
+
+    def _wanted_adapters(self, module: PolicyOwner) -> list[str]:
+        """Names of the adapters that the engine is to hold beside the weights, where it can."""
+        how = self.settings.adapters
+        if how == "merged" or (how == "auto" and module.device.type == "cpu") or not has_adapters(module.policy):
+            return []
+        return separable_adapters(module.policy) if adapter_rank(module.policy) <= ADAPTER_RANKS[-1] else []
+
+    def _placed(self, adapters: list[str]) -> bool:
+        """Whether the engine has a place for each of them."""
+        replicas = self._running().fingerprints(dict.fromkeys(adapters, 1), 0)
+        return all(name in placed for placed in replicas for name in adapters)
+
+    def _check_adapters(self, module: PolicyOwner) -> None:
+        if self._adapters or not has_adapters(module.policy):
+            return
+        what = f"vLLM cannot hold these adapters of {self._family} beside the weights"
+        if self.settings.adapters == "apart":
+            self.close()
+            raise ConfigurationError(f"{what}: use merged", key="engine.adapters")
+        if self.settings.adapters == "auto" and module.device.type != "cpu":
+            log.warning("%s: it is sent all weights, with the adapters in them, at every sync", what)
 
     def _open(self, folder: Path, device: torch.device) -> int:
         """Starts the backend; returns the longest prompt and completion together."""
@@ -185,6 +228,8 @@ class VLLMEngine(RolloutEngine):
             max_sequences=settings.max_sequences,
             prefix_caching=settings.prefix_caching,
             sleep=not self._separate and settings.sleep_level > 0,
+            unknown_token_ids=self._unknown,
+            adapter_rank=self._adapter_rank,
             colocated=not self._separate,
             seed=settings.seed,
             rank=together.rank if launched else None,
@@ -213,31 +258,57 @@ class VLLMEngine(RolloutEngine):
             WeightSyncError: the engine holds something else; the message names the tensors.
         """
         started = time.perf_counter()
-        self._module = module
-        weights = checkpoint_weights(module.policy)
-        tied = tied_widths(module.policy) if self._absent is None else {}
+        self._module, self.last_sync_bytes = module, 0
         self._transposed = transposed_names(module.policy)
-        if self._separate and self._together.rank > 0:
-            _drain(weights)
-        self._driven(lambda: self._hand_over(weights, tied))
+        dropped = not self._separate and self._running().needs_weights
+        if not (self._adapters and self._base_held) or dropped:
+            tied = tied_widths(module.policy) if self._absent is None else {}
+            weights = checkpoint_weights(module.policy, merged=not self._adapters)
+            self._sent(weights, lambda: self._hand_over(weights, tied))
+            self._base_held = True
+        if self._adapters:
+            adapters = adapter_weights(module.policy)
+            self._sent(adapters, lambda: self._hand_over_adapters(adapters))
         self._syncs += 1
         self.last_sync_seconds = time.perf_counter() - started
 
-    def _hand_over(self, weights: Weights, tied: dict[str, int]) -> None:
+    def _sent(self, weights: Weights, hand_over: Callable[[], int]) -> None:
+        """Collective; every rank sees ``weights`` to their end, whatever happens, for each takes part in gathering."""
+        if self._separate and self._together.rank > 0:
+            _drain(weights)
+        self.last_sync_bytes += self._driven(hand_over)
+
+    def _hand_over(self, weights: Weights, tied: dict[str, int]) -> int:
         backend = self._running()
         if self._absent is None:  # some of vLLM's models have no head of their own where it is tied, and refuse one
             replicas = backend.fingerprints(tied, 0) if tied else []
             self._absent = frozenset(name for name in tied if not all(name in placed for placed in replicas))
-        record, absent = SyncRecord(self._dtype, self._syncs, self._transposed), self._absent
-        wanted = ((name, tensor) for name, tensor in weights if name not in absent)
+        return self._proved(weights, backend.load, self._absent)
+
+    def _hand_over_adapters(self, adapters: Weights) -> int:
+        from safetensors.torch import save
+
+        backend, rank = self._running(), self._adapter_rank
+        assert rank is not None, "there are adapters"
+
+        def load(watched: Weights) -> None:
+            backend.adapt(rank, save({name: tensor.to("cpu", self._dtype).contiguous() for name, tensor in watched}))
+
+        return self._proved(adapters, load)
+
+    def _proved(self, weights: Weights, load: Callable[[Weights], None], absent: frozenset[str] = frozenset()) -> int:
+        """Has ``load`` hand over the weights that are not ``absent`` and compares what arrived; the bytes of them."""
+        record = SyncRecord(self._dtype, self._syncs, self._transposed)
+        wanted = record.count((name, tensor) for name, tensor in weights if name not in absent)
         with self._family_in_one_line():
             try:
-                backend.load(record.watch(wanted) if self.settings.verify_weights else wanted)
+                load(record.watch(wanted) if self.settings.verify_weights else wanted)
             finally:
-                _drain(weights)  # to the end, whatever happened: other ranks take part in gathering every shard
+                _drain(weights)
             if self.settings.verify_weights:
-                for held in backend.fingerprints(record.widths, record.round_number):
+                for held in self._running().fingerprints(record.widths, record.round_number):
                     record.check(held)
+        return record.bytes
 
     @contextlib.contextmanager
     def _family_in_one_line(self) -> Iterator[None]:

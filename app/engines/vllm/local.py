@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import getpass
+import json
 import os
 import random
 import sys
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from app.engines.engine import Completion, GenerationRequest
-from app.engines.vllm.models import check_model, classes_as_they_were
+from app.engines.vllm.models import check_model, classes_as_they_were, takes_adapters
 from app.engines.vllm.settings import GIB, sampling_params
 from app.engines.weight_sync import Weights
 from app.storage.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from vllm import LLM, CompletionOutput
+    from vllm.lora.request import LoRARequest
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine's core runs in this process
@@ -32,6 +34,9 @@ ENVIRONMENT = {
 }
 WORKER_EXTENSION = "app.engines.vllm.worker.PolicyWeights"
 
+ADAPTER = "policy"
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The room for adapters that vLLM has kernels for."""
 WHOLE_PROMPT_TOKENS = 32768
 """Prompt tokens of one step where prompts cannot be cut; the longest model's context must fit."""
 
@@ -49,6 +54,8 @@ class LocalEngineSettings:
             device: where there are several ranks, or the device is another one. None otherwise.
         device_index: number of the device that such an engine shares with the trainer.
         colocated: whether the trainer's policy lives in the same process.
+        unknown_token_ids: of the model's vocabulary that the tokenizer does not know.
+        adapter_rank: of adapters that the engine is to hold beside the weights; None for none.
     """
 
     dtype: str
@@ -64,6 +71,8 @@ class LocalEngineSettings:
     rank: int | None = None
     device_index: int = 0
     colocated: bool = False
+    unknown_token_ids: tuple[int, ...] = ()
+    adapter_rank: int | None = None
 
 
 class LocalEngine:
@@ -93,12 +102,32 @@ class LocalEngine:
                 self._scratch.close()
                 raise
         self.max_model_len: int = self.llm.model_config.max_model_len
+        self._unknown = tuple(settings.unknown_token_ids)
+        self._adapter: LoRARequest | None = None
         self.can_sleep = settings.sleep and _sleep_available()
 
     def reload(self, weights: Weights) -> None:
         """Takes over weights in memory, by copying."""
         with torch.inference_mode(False), eager(), torch.no_grad():
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+
+    def adapt(self, rank: int, data: bytes) -> None:
+        """Takes over adapters of this rank, in the place of former ones.
+
+        Args:
+            rank: r.
+            data: safetensors bytes of ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``, B with its scaling.
+        """
+        from vllm.lora.request import LoRARequest
+
+        folder = self._scratch.path / "adapter"
+        folder.mkdir(exist_ok=True)
+        config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": []}
+        (folder / "adapter_config.json").write_text(json.dumps(config))
+        (folder / "adapter_model.safetensors").write_bytes(data)
+        with torch.inference_mode(False), eager(), torch.no_grad():
+            self.llm.llm_engine.add_lora(LoRARequest(ADAPTER, 1, str(folder), load_inplace=True))
+        self._adapter = LoRARequest(ADAPTER, 1, str(folder))
 
     def call(self, method: str, *args: Any) -> list[Any]:
         """Calls a method of :class:`app.engines.vllm.worker.PolicyWeights` on every worker."""
@@ -112,10 +141,11 @@ class LocalEngine:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """See :class:`app.engines.engine.RolloutEngine`."""
-        params = [one for request in requests for one in sampling_params(request)]
+        params = [one for request in requests for one in sampling_params(request, self._unknown)]
         prompts = [{"prompt_token_ids": list(request.prompt_ids)} for request in requests for _ in range(request.n)]
         with process_as_it_was(), eager():
-            outputs = iter(self.llm.generate(prompts, params, use_tqdm=False)) if prompts else iter(())
+            asked = {"use_tqdm": False, "lora_request": self._adapter}
+            outputs = iter(self.llm.generate(prompts, params, **asked)) if prompts else iter(())
         return [[_completion(next(outputs).outputs[0]) for _ in range(request.n)] for request in requests]
 
     def sleep(self, level: int) -> None:
@@ -185,6 +215,9 @@ def _build(folder: Path, settings: LocalEngineSettings) -> "LLM":
     if settings.rank is not None:
         arguments["distributed_executor_backend"] = "external_launcher"
         os.environ.update(launcher_environment(settings.rank, settings.device_index))
+    if settings.adapter_rank is not None and takes_adapters(folder):
+        rank = next(rank for rank in ADAPTER_RANKS if rank >= settings.adapter_rank)
+        arguments |= {"enable_lora": True, "max_lora_rank": rank, "max_loras": 1}
     if settings.transfer:
         arguments["weight_transfer_config"] = {"backend": settings.transfer}
     return LLM(

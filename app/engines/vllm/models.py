@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,15 @@ def for_vllm(config: Any) -> Any:
     if copied.model_type in ONE_MORE and copied.sliding_window is not None:
         copied.sliding_window -= 1
     return copied
+
+
+def takes_adapters(folder: Path) -> bool:
+    """Whether vLLM's own model of this configuration can hold adapters beside its weights."""
+    from vllm.model_executor.models import supports_lora
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    return name in ModelRegistry.models and supports_lora(ModelRegistry.models[name].load_model_cls())
 
 
 def head_sizes(config: Any) -> set[int]:

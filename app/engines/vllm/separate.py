@@ -73,6 +73,12 @@ class SeparateEngines:
         for process in self.processes:
             process.ask({"op": "forget"})
 
+    def adapt(self, rank: int, data: bytes) -> None:
+        """Hands over adapters, see :meth:`LocalEngine.adapt`, and empties the prefix caches."""
+        for process in self.processes:
+            process.ask({"op": "adapt", "rank": rank}, data)
+            process.ask({"op": "forget"})
+
     def _load_as_bytes(self, weights: Weights) -> None:
         for process in self.processes:
             process.call("policy_begin")

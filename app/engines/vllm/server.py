@@ -63,6 +63,11 @@ class EngineServer:
         arguments = [*header["args"], *([payload] if payload else [])]
         return {"results": self.engine.call(header["method"], *arguments)}
 
+    def on_adapt(self, header: dict[str, Any], payload: bytes) -> Answer:
+        """Takes over adapters."""
+        self.engine.adapt(header["rank"], payload)
+        return {}
+
     def on_transfer(self, header: dict[str, Any], payload: bytes) -> Answer:
         """One step of vLLM's own weight transfer."""
         self.engine.llm.collective_rpc(header["method"], kwargs=header["kwargs"])

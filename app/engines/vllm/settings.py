@@ -1,6 +1,7 @@
 """Settings of the vLLM engine, and how a request reads in vLLM's terms. Imports vllm inside functions alone."""
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
 Placement = Literal["colocated", "separate"]
+Adapters = Literal["auto", "apart", "merged"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GIB = 1 << 30
 LOWEST_TEMPERATURE = 0.01
@@ -37,6 +39,7 @@ class VLLMSettings:
     max_sequences: int = 256
     prefix_caching: bool = True
     verify_weights: bool = True
+    adapters: Adapters = "auto"
     start_timeout_s: float = 600.0
     generate_timeout_s: float = 1800.0
     seed: int = 0
@@ -52,6 +55,7 @@ class VLLMSettings:
         seconds = ("start_timeout_s", "generate_timeout_s")
         return {
             "placement": (self.placement in ("colocated", "separate"), "must be colocated or separate"),
+            "adapters": (self.adapters in ("auto", "apart", "merged"), "must be auto, apart or merged"),
             "dtype": (self.dtype in ("policy", *DTYPES), f"must be policy or one of {', '.join(DTYPES)}"),
             "gpu_memory_share": (0 < self.gpu_memory_share <= 1, "must lie in (0, 1]"),
             "kv_cache_gib": (self.kv_cache_gib is None or self.kv_cache_gib > 0, "must be positive"),
@@ -143,8 +147,8 @@ def check_requests(requests: Sequence[GenerationRequest], vocab_size: int, engin
             )
 
 
-def sampling_params(request: GenerationRequest) -> "list[SamplingParams]":
-    """vLLM's parameters for each of the request's n completions.
+def sampling_params(request: GenerationRequest, unknown: Sequence[int] = ()) -> "list[SamplingParams]":
+    """vLLM's parameters for each of the request's n completions. ``unknown``: ids that the tokenizer does not know.
 
     Completion i is a request of its own, seeded with ``derive_seed(request.seed, i)``; vLLM's prefix cache shares the
     prompt between them. The end of a completion is decided by ``end_token_ids`` alone, not by the tokenizer's EOS.
@@ -161,6 +165,8 @@ def sampling_params(request: GenerationRequest) -> "list[SamplingParams]":
             "skip_special_tokens": False,
             "spaces_between_special_tokens": False,
         }
+    # vLLM reports log-probs of what is left after the bias, renormalised (logprobs_mode).
+    bias = dict.fromkeys(unknown, -math.inf) if sampling.forbid_unknown_tokens else {}
     return [
         SamplingParams(
             temperature=sampling.temperature,
@@ -172,6 +178,7 @@ def sampling_params(request: GenerationRequest) -> "list[SamplingParams]":
             ignore_eos=True,
             stop_token_ids=list(request.end_token_ids),
             logprobs=0,  # the sampled token's alone
+            logit_bias=bias or None,
             detokenize=bool(stops),
             **stops,
         )

@@ -5,6 +5,7 @@ on CPU repacks matrices into a form that only its kernels read. The fingerprints
 uses: a repacked layer is fed one-hot rows and returns its own columns, exactly.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+ADAPTER = re.compile(r"(.*)\.lora_([AB])\.weight")
+"""A layer's name, and which of its adapter's factors."""
 QKV = {"q": 0, "k": 1, "v": 2}
 """What vLLM calls the parts of a fused projection of queries, keys and values."""
 
@@ -71,13 +74,21 @@ class PolicyWeights:
 
     @torch.no_grad()
     def policy_fingerprints(self, widths: dict[str, int], round_number: int) -> dict[str, int]:
-        """Fingerprints of this worker's pieces by Hugging Face name; names that it cannot place are left out."""
+        """Fingerprints of this worker's pieces by Hugging Face name, those of adapters (``….lora_A.weight``) included;
+        names that it cannot place are left out."""
         model, reader = self.model_runner.get_model(), LayerReader()
         held = {}
         for name, width in widths.items():
-            place = _locate(model, name)
-            if place is not None:
-                held[name] = _held_fingerprint(reader, *place, width, round_number)
+            adapter = ADAPTER.fullmatch(name)
+            place = _locate(model, name if adapter is None else f"{adapter[1]}.weight")
+            if place is None:
+                continue
+            layer, kind, part = place
+            if adapter is None:
+                base = getattr(layer, "base_layer", layer)  # of a layer that holds adapters beside it
+                held[name] = _held_fingerprint(reader, base, kind, part, width, round_number)
+            elif hasattr(layer, "lora_a_stacked"):
+                held[name] = _adapter_fingerprint(layer, adapter[2], part or 0, width, round_number)
         return held
 
 
@@ -141,6 +152,28 @@ def _held_fingerprint(
     values, columns = _columns(reader, layer, kind, columns, shard)
     values = values[shard.row :] if shard.rows is None else values[shard.row : shard.row + shard.rows]
     return fingerprint(values, columns, width, shard.first_row)
+
+
+def _adapter_fingerprint(layer: "nn.Module", factor: str, part: int, width: int, round_number: int) -> int:
+    """Of A, which row-parallel layers share by its columns, or of B, which column-parallel layers share by its rows;
+    the other one is whole on every worker. Beyond the adapter's rank lie zeros, which count nothing."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+    from vllm.model_executor.layers.linear import RowParallelLinear
+
+    rank = getattr(layer, "tp_rank", get_tensor_model_parallel_rank())
+    by_columns = isinstance(layer.base_layer, RowParallelLinear)
+    shard = _shard(layer.base_layer, "weight", part if len(layer.lora_a_stacked) > 1 else None, rank)
+    columns = sampled_columns(width, round_number)
+    if factor == "A":
+        values, first_row, counted = layer.lora_a_stacked[part][0, 0], 0, by_columns or rank == 0
+        local = columns - shard.first_column
+        here = (local >= 0) & (local < values.shape[1])
+        local, columns = local[here], columns[here]
+    else:
+        values, first_row, local = layer.lora_b_stacked[part][0, 0], shard.first_row, columns
+        counted = rank == 0 if by_columns else shard.counted
+    values = values.index_select(1, local.to(values.device))
+    return fingerprint(values, columns, width, first_row) if counted else 0
 
 
 def _columns(

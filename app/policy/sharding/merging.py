@@ -15,19 +15,35 @@ Weights = Iterator[tuple[str, torch.Tensor]]
 """(name, whole tensor)."""
 
 
-def policy_weights(policy: nn.Module) -> Weights:
+def policy_weights(policy: nn.Module, merged: bool = True) -> Weights:
     """(name, tensor) of every weight under its name in the Hugging Face model, detached and whole.
 
     Tied tensors come once for each of their names: an engine may hold a separate head. LoRA adapters are merged into
-    their base weights on the way, the policy itself is left as it is. Sharded tensors are gathered one at a time,
-    which is a collective: every rank has to iterate to the end.
+    their base weights on the way, the policy itself is left as it is; without ``merged`` the base weights come as they
+    are. Sharded tensors are gathered one at a time, which is a collective: every rank has to iterate to the end.
     """
     with torch.no_grad(), readable(policy):
         inner = policy.get_base_model() if has_adapters(policy) else policy
         modules = dict(inner.named_modules(remove_duplicate=False))
         for name, weight in named_weights(inner, remove_duplicate=False):
             if not is_adapter(name):
-                yield unwrapped(base_name(name)), _merged(name, _whole(weight), modules)
+                whole = _whole(weight)
+                yield unwrapped(base_name(name)), _merged(name, whole, modules) if merged else whole
+
+
+def adapter_weights(policy: nn.Module) -> Weights:
+    """(name, tensor) of the active adapter's factors, whole: ``<layer>.lora_A.weight`` [r, in] and
+    ``<layer>.lora_B.weight`` [out, r], the latter with the adapter's scaling, so that the layer computes
+    W + B A. Collective for a sharded policy, as :func:`policy_weights` is."""
+    inner = policy.get_base_model()
+    with torch.no_grad(), readable(policy):
+        modules = dict(inner.named_modules())
+        for name, weight in named_weights(inner):
+            if is_adapter(name):
+                layer, _, factor = name.partition(".lora_")
+                which, adapter, _ = factor.split(".")
+                scaling = modules[layer].scaling[adapter] if which == "B" else 1.0
+                yield f"{unwrapped(layer)}.lora_{which}.weight", _whole(weight) * scaling
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

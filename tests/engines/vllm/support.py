@@ -12,11 +12,14 @@ from tests.models import tiny_model
 
 VOCAB = 72
 END = (1, 3)
+UNKNOWN = 40
+"""The id that a tokenizer may lack."""
 
 
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """Token i is the word ``w<i>``; 1 is EOS, 2 pads."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w0"))
+def word_tokenizer(unknown: int | None = None) -> PreTrainedTokenizerFast:
+    """Token i is the word ``w<i>``, but for an ``unknown`` one; 1 is EOS, 2 pads."""
+    words = {f"w{i}": i for i in range(VOCAB) if i != unknown}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1", pad_token="w2", unk_token="w0")
 
@@ -50,6 +53,8 @@ def processed_log_probs(policy: PreTrainedModel, asked: GenerationRequest, ids: 
     logits = policy(row).logits[0, len(asked.prompt_ids) - 1 : -1].float()
     sampling = asked.sampling
     logits = logits / (sampling.temperature or 1.0)
+    if sampling.forbid_unknown_tokens:
+        logits[:, UNKNOWN] = -torch.inf
     ranked, order = logits.sort(dim=-1, descending=True)
     if sampling.top_k:
         ranked[:, sampling.top_k :] = -torch.inf

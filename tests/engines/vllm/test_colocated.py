@@ -20,12 +20,14 @@ from app.errors import ConfigurationError
 from app.policy.sharding.merging import policy_weights
 from tests.engines.vllm.support import (
     END,
+    UNKNOWN,
     VOCAB,
     Owner,
     owner,
     perturb,
     processed_log_probs,
     request,
+    word_tokenizer,
     worst_difference,
 )
 
@@ -35,7 +37,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def module() -> Owner:
-    return owner()
+    made = owner()
+    return Owner(made.policy, word_tokenizer(unknown=UNKNOWN))
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +170,27 @@ def test_the_token_that_completes_a_stop_string_is_kept(engine: VLLMEngine) -> N
         found = [token == 6 or 60 <= token <= 69 for token in row.token_ids]
         assert any(found[:-1]) is False
         assert found[-1] == (row.finish_reason == "stop")
+
+
+def test_a_special_token_completes_a_stop_string(engine: VLLMEngine, module: Owner) -> None:
+    assert 2 in module.tokenizer.all_special_ids
+    rows = engine.generate([request(n=64, end=(), temperature=3.0, stop_strings=("w2",))])[0]
+    assert {row.finish_reason for row in rows if row.token_ids[-1] == 2} == {"stop"}
+    assert not any(2 in row.token_ids[:-1] for row in rows)
+
+
+@pytest.mark.parametrize("temperature", [3.0, 0.0])
+def test_an_id_that_the_tokenizer_does_not_know_may_be_forbidden(
+    engine: VLLMEngine, module: Owner, temperature: float
+) -> None:
+    free, bound = (
+        request(n=64, end=(), temperature=temperature, forbid_unknown_tokens=forbidden) for forbidden in (False, True)
+    )
+    groups = engine.generate([free, bound])
+    assert any(UNKNOWN in row.token_ids for row in groups[0]) == (temperature > 0)
+    assert not any(UNKNOWN in row.token_ids for row in groups[1])
+    for asked, rows in zip((free, bound), groups, strict=True):
+        assert worst_difference(module.policy, asked, rows) < 1e-5
 
 
 def test_no_requests_and_wrong_requests(engine: VLLMEngine) -> None:

@@ -18,6 +18,7 @@ from app.engines.faults import EngineFailure, GuardedEngine
 from app.engines.vllm.engine import VLLMEngine
 from app.engines.weight_sync import WeightSyncError
 from app.errors import ConfigurationError
+from app.policy.lora import LoraSettings, add_adapters
 from tests.engines.vllm.support import Owner, owner, perturb, request, worst_difference
 
 pytest.importorskip("vllm", reason="vLLM is optional: make setup-vllm")
@@ -154,11 +155,14 @@ def test_by_address(module: Owner) -> None:
         with pytest.raises(EngineFailure, match="kv cache") as raised:
             VLLMEngine(placement="separate", address=listen, kv_cache_gib=100_000).start(module)
         assert raised.value.kind == "start"
-        for _ in range(2):
-            engine = VLLMEngine(placement="separate", address=listen, kv_cache_gib=0.25)
-            engine.start(module)
-            engine.sync(module)
-            assert worst_difference(module.policy, request(), engine.generate([request()])[0]) < 1e-5
+        adapted = owner("llama", seed=4)
+        adapted.policy = add_adapters(adapted.policy, LoraSettings(r=4), 0).eval()
+        perturb(adapted.policy, seed=4)
+        for one, adapters in ((module, "auto"), (adapted, "apart")):
+            engine = VLLMEngine(placement="separate", address=listen, kv_cache_gib=0.25, adapters=adapters)
+            engine.start(one)
+            engine.sync(one)
+            assert worst_difference(one.policy, request(), engine.generate([request()])[0]) < 1e-5
             engine.close()
         assert server.poll() is None
     finally:
