@@ -25,7 +25,8 @@ def check_model(folder: Path, dtype: str) -> None:
     """Refuses what vLLM would run wrong, or would stop at in the middle of its first forward pass.
 
     Raises:
-        ConfigurationError: a family in :data:`NOT_TAKEN`; attention heads of a size without a kernel; experts on a CPU.
+        ConfigurationError: a family in :data:`NOT_TAKEN`; heads of a size without a kernel; experts, or layers
+            that carry a state, on a CPU.
     """
     from transformers import AutoConfig
     from vllm.platforms import current_platform
@@ -35,6 +36,7 @@ def check_model(folder: Path, dtype: str) -> None:
         raise ConfigurationError(f"{NOT_TAKEN[config.model_type]}: use the transformers engine", key="engine")
     if current_platform.is_cpu():
         _check_experts(config)
+        _check_state(folder, config)
     for size in sorted(head_sizes(config)):
         _check_head_size(size, dtype)
 
@@ -50,10 +52,17 @@ def for_vllm(config: Any) -> Any:
 def takes_adapters(folder: Path) -> bool:
     """Whether vLLM's own model of this configuration can hold adapters beside its weights."""
     from vllm.model_executor.models import supports_lora
+
+    own = _own_model(folder)
+    return own is not None and supports_lora(own)
+
+
+def _own_model(folder: Path) -> type | None:
+    """vLLM's class for this configuration, where it has one of its own."""
     from vllm.model_executor.models.registry import ModelRegistry
 
     (name,) = json.loads((folder / "config.json").read_text())["architectures"]
-    return name in ModelRegistry.models and supports_lora(ModelRegistry.models[name].load_model_cls())
+    return ModelRegistry.models[name].load_model_cls() if name in ModelRegistry.models else None
 
 
 def head_sizes(config: Any) -> set[int]:
@@ -72,6 +81,20 @@ def _check_experts(config: Any) -> None:
         raise ConfigurationError(
             "vLLM's CPU build keeps the experts that it started with, whatever weights it is sent: "
             f"{config.model_type} cannot be sampled with it on a CPU; use the transformers engine",
+            key="engine",
+        )
+
+
+def _check_state(folder: Path, config: Any) -> None:
+    """Prompts are not cut on a CPU (see ``local``): vLLM 0.32 then starts no such model with its prefix cache, and
+    without it Mamba 2 was off by nats a token."""
+    from vllm.model_executor.models import has_inner_state
+
+    own = _own_model(folder)
+    if own is not None and has_inner_state(own):
+        raise ConfigurationError(
+            f"{config.model_type} carries a state from token to token, which vLLM's CPU build computes otherwise than "
+            "transformers: use the transformers engine",
             key="engine",
         )
 

@@ -7,12 +7,12 @@ import torch
 
 from app.engines.engine import GenerationRequest, SamplingSettings
 from app.engines.faults import EngineFailure
-from app.engines.vllm.engine import VLLMEngine
+from app.engines.vllm.engine import VLLMEngine, write_model_files
 from app.engines.vllm.models import check_model, head_sizes
 from app.engines.weight_sync import WeightSyncError
 from app.errors import ConfigurationError
 from tests.engines.vllm.support import perturb
-from tests.families import PROMPTS, family_policy, log_probs_alone, owner_of
+from tests.families import PROMPTS, family_policy, log_probs_alone, owner_of, tokenizer
 
 
 def _own(kind: type) -> dict[str, object]:
@@ -46,6 +46,13 @@ def test_a_colocated_engine_samples_the_policy_and_leaves_its_class_alone(kind: 
 def test_experts_are_refused_on_a_cpu_before_anything_starts(tmp_path: Path) -> None:
     family_policy("qwen3_moe").config.save_pretrained(tmp_path)
     with pytest.raises(ConfigurationError, match=r"^engine: vLLM's CPU build keeps the experts .*qwen3_moe"):
+        check_model(tmp_path, "float32")
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "falcon_h1"])
+def test_layers_that_carry_a_state_are_refused_on_a_cpu_before_anything_starts(kind: str, tmp_path: Path) -> None:
+    write_model_files(family_policy(kind), tokenizer(), tmp_path)
+    with pytest.raises(ConfigurationError, match=rf"^engine: {kind} carries a state .*: use the transformers engine$"):
         check_model(tmp_path, "float32")
 
 
