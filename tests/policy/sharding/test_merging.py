@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 
+from app.engines.weight_names import separable_adapters
 from app.policy.lora import LoraSettings
 from app.policy.models import PolicySettings
-from app.policy.sharding.merging import policy_weights
+from app.policy.sharding.merging import adapter_weights, policy_weights
 from app.policy.sharding.strategies import Sharding
 from app.policy.tokenizers import NewTokenizerSettings
 from tests.models import tiny_model
@@ -69,6 +70,19 @@ def test_sharded_adapters_of_experts_are_merged_as_whole_ones(one_rank: None, tm
     assert not torch.equal(
         merged[1]["model.layers.0.mlp.experts.down_proj"], base["model.layers.0.mlp.experts.down_proj"]
     )
+
+
+def test_sharded_adapters_by_themselves_are_the_whole_ones(one_rank: None, tmp_path: Path) -> None:
+    tiny_model("llama").save_pretrained(tmp_path)
+    settings = PolicySettings(path=str(tmp_path), tokenizer=NewTokenizerSettings(), lora=LoraSettings(r=2, alpha=6.0))
+    plain, sharded = (Sharding(kind=kind).load_policy(settings, 0) for kind in ("single", "fsdp2"))
+    whole, gathered = dict(adapter_weights(plain)), dict(adapter_weights(sharded))
+    assert list(whole) == list(gathered) == separable_adapters(plain) == separable_adapters(sharded)
+    assert len(whole) == 2 * 7 * 2
+    for name, tensor in whole.items():
+        assert torch.equal(gathered[name], tensor)
+    base = {name: tensor.clone() for name, tensor in policy_weights(sharded, merged=False)}
+    assert all(torch.equal(tensor, base[name]) for name, tensor in tiny_model("llama").state_dict().items())
 
 
 def test_buffers_that_are_saved_are_weights_too() -> None:
