@@ -45,7 +45,7 @@ class SyntheticSource(Source):
         demonstrations: whether each problem carries a ``solution`` for the supervised stage, whose operator
             is right for half of the verbs only.
         task: ``spread`` (verbs that demonstrations do not settle may stand anywhere) or ``late`` (in the last event
-            alone: one token near the end decides).
+            alone: one token near the end decides, and a third of the demonstrations have it right).
     """
 
     def __init__(
@@ -103,7 +103,9 @@ class SyntheticSource(Source):
 
     def _problem(self, seed: int, index: int) -> Problem:
         found = synthetic.problem(seed, index, self.split, self.task)
-        solution = {"solution": synthetic.demonstration(found.problem, self.seed)} if self.demonstrations else {}
+        solution = (
+            {"solution": synthetic.demonstration(found.problem, self.seed, self.task)} if self.demonstrations else {}
+        )
         return Problem(found.id, found.problem, found.answer, source=self.name, extra=solution)
 
     def _distinct(self) -> list[Problem]:

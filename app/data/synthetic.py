@@ -12,7 +12,9 @@ those whose mistakes cancel; the other operators can only be learned from the re
 
 There are two tasks of the same form (:data:`TASKS`). In ``spread`` any event may have a verb of
 :data:`DISCOVERED_VERBS`, so that the tokens that decide lie anywhere, as a rule early. In ``late`` the last event alone
-has one, and always: all steps before are easy, one token near the end decides, and the warm start solves 50 %.
+has one, and always: all steps before are easy, and one token near the end decides. A coin would teach the policy there
+not to look at the verb at all, and RL alone hardly makes it look; so demonstrations of ``late`` have the last operator
+right in :data:`LATE_SHARE` of all cases, which is what the warm start solves.
 """
 
 import random
@@ -47,6 +49,8 @@ VERBS: dict[str, Operator] = {**SHOWN_VERBS, **DISCOVERED_VERBS}
 EVENTS = (2, 3, 4)
 LARGEST_AMOUNT = 9
 LARGEST_QUANTITY = 99
+LATE_SHARE = 1 / 3
+"""The share of demonstrations of ``late`` whose last operator is right."""
 HELDOUT_SHARE = 10
 """One problem text in this many is held out."""
 
@@ -104,17 +108,24 @@ def answer(text: str) -> str:
     return str(quantity)
 
 
-def demonstration(text: str, seed: int) -> str:
-    """The completion that the supervised stage imitates: right arithmetic, half of the verbs by a coin."""
+def demonstration(text: str, seed: int, task: Task = "spread") -> str:
+    """The completion that the supervised stage imitates: right arithmetic, and operators as the module says."""
     coin = random.Random(derive_seed("demonstration", seed, text))
     quantity, events = _parse(text)
     steps = []
     for verb, amount in events:
-        operator = SHOWN_VERBS[verb] if verb in SHOWN_VERBS else coin.choice(OPERATORS)
+        operator = SHOWN_VERBS[verb] if verb in SHOWN_VERBS else _guess(coin, verb, task)
         result = _apply(quantity, operator, amount)
         steps.append(f"{quantity}{operator}{amount}={result};")
         quantity = result
     return "".join(steps) + f"\\boxed{{{quantity}}}"
+
+
+def _guess(coin: random.Random, verb: str, task: Task) -> Operator:
+    if task == "spread":
+        return coin.choice(OPERATORS)
+    right = coin.random() < LATE_SHARE
+    return next(operator for operator in OPERATORS if (operator == VERBS[verb]) == right)
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":

@@ -18,12 +18,19 @@ seeds; pairs stay together. p is two-sided and corrected after Holm over all com
 for each measure on its own. The area is the mean train reward of all iterations; "of the area" is the difference as a
 share of the other method's area, "above the start" as a share of what that area lies above the reward of the first
 iteration, which is the policy's before any update. "Ahead" counts the pairs in which the method has the larger area."""
+PICTURES = """\
+![The train reward of each main method](curves.png)
+
+![Differences of the area, with their intervals](differences.png)
+
+The raw curves are [reward.csv](reward.csv), [heldout.csv](heldout.csv) and [tokens.csv](tokens.csv) (a run a line), the
+measures [measures.csv](measures.csv). This page was written by `python -m app.report`."""
 
 
 def report(state: State, outcomes: Mapping[tuple[str, str], Outcome], differences: Mapping[Key, Difference]) -> str:
     """The whole page."""
     plan = state.plan
-    parts = ["# The report", _standing(state), _settings(plan), EXPLAINED]
+    parts = ["# What the runs showed", _standing(state), _settings(plan), EXPLAINED, PICTURES]
     for group, title in TITLES.items():
         if not any(method.group == group for method in plan.methods.values()):
             continue

@@ -48,7 +48,7 @@ def test_problems_have_two_to_four_events_and_all_twelve_verbs() -> None:
     assert len(verbs) == 12
 
 
-def test_in_the_late_task_the_last_verb_alone_is_left_to_a_coin() -> None:
+def test_in_the_late_task_the_last_operator_alone_is_shown_unreliably() -> None:
     problems = [synthetic.problem(0, index, task="late") for index in range(1500)]
     verbs = [re.findall(r"([a-z]+) \d \.", problem.problem) for problem in problems]
     assert {len(each) for each in verbs} == {2, 3, 4}
@@ -57,12 +57,12 @@ def test_in_the_late_task_the_last_verb_alone_is_left_to_a_coin() -> None:
     assert all(problem.answer == str(recount(problem.problem)) for problem in problems)
     solved, places = 0, []
     for problem in problems:
-        shown = synthetic.demonstration(problem.problem, seed=1)
+        shown = synthetic.demonstration(problem.problem, seed=1, task="late")
         solved += shown.endswith(f"{{{problem.answer}}}")
         places.append(max(shown.rfind("+"), shown.rfind("-")) / len(shown))
         *steps, _ = re.findall(r"\d+([+-])\d+=", shown)
         assert steps == [synthetic.VERBS[verb] for verb in re.findall(r"([a-z]+) \d \.", problem.problem)[:-1]]
-    assert 0.46 < solved / len(problems) < 0.54  # one coin each
+    assert 0.3 < solved / len(problems) < 0.37
     assert min(places) > 0.3  # what it decides has not been written in the first third
     assert sum(places) / len(places) > 0.5
 
