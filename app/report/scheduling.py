@@ -194,11 +194,13 @@ def _settle(state: State, run: Run, code: int, attempts: int) -> None:
 
 
 def _pass_over_lost(state: State, waiting: list[Run], say: Callable[[str], None]) -> None:
-    """Names the runs that can never start, and takes them out."""
-    for run in [each for each in waiting if state.lost(each) is not None]:
-        waiting.remove(run)
-        state.failed[run.name] = f"needs {state.lost(run)}, which failed"
-        say(f"{run.name}: left out, for it {state.failed[run.name]}")
+    """Takes out the runs that can never start. The page of the report names each."""
+    lost = {run.name: state.lost(run) for run in waiting if state.lost(run) is not None}
+    waiting[:] = [run for run in waiting if run.name not in lost]
+    for name, cause in lost.items():
+        state.failed[name] = f"needs {cause}, which failed"
+    for cause in sorted({cause for cause in lost.values() if cause}):
+        say(f"left out: {sum(each == cause for each in lost.values())} runs that need {cause}, which failed")
 
 
 def _ending(state: State, run: Run) -> str:

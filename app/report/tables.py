@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 from app.evaluation.intervals import Interval
-from app.report.comparison import Difference, Key, Outcome
+from app.report.comparison import PRIMARY, Difference, Key, Outcome
 from app.report.measures import NAMES
 from app.report.plan import Plan
 from app.report.runs import runs_of, sweep_names
 from app.report.scheduling import State, chosen_rate, sweep_areas
 
+LEVEL = 0.05
 SHARES = ("area", "last", "heldout_middle", "heldout_end")
 """Measures between 0 and 1; the others count iterations and tokens."""
 TITLES = {"main": "The main comparison", "control": "The controls"}
@@ -36,7 +37,11 @@ def report(state: State, outcomes: Mapping[tuple[str, str], Outcome], difference
             continue
         parts.append(f"## {title}")
         for task in plan.tasks:
-            parts += [f"### {task}", _differences(plan, task, group, differences)]
+            parts += [
+                f"### {task}",
+                _in_words(plan, task, group, differences),
+                _differences(plan, task, group, differences),
+            ]
             parts += ["Means of each method's own runs:", _means(plan, task, group, outcomes)]
     parts += ["## Learning rates", _rates(state), "## Missing runs", _missing(state)]
     return "\n\n".join(parts) + "\n"
@@ -76,6 +81,24 @@ def _differences(plan: Plan, task: str, group: str, differences: Mapping[Key, Di
         row += [_counted(found[name].absolute) for name in ("iterations", "tokens")]
         rows.append(row)
     return table(rows)
+
+
+def _in_words(plan: Plan, task: str, group: str, differences: Mapping[Key, Difference]) -> str:
+    """Which methods differ from what they are compared with, after the correction, and which do not."""
+    kinds: dict[str, list[str]] = {"Larger": [], "Smaller": [], "Cannot be told apart": []}
+    for method in plan.group(group):
+        found = differences.get((task, method, PRIMARY))
+        if found is not None:
+            kind = (
+                "Cannot be told apart"
+                if found.corrected >= LEVEL
+                else "Larger"
+                if found.absolute.value > 0
+                else "Smaller"
+            )
+            kinds[kind].append(f"{method} (against {plan.methods[method].against})")
+    said = [f"{kind}: {', '.join(methods)}." for kind, methods in kinds.items() if methods]
+    return " ".join(["The area, at a corrected p below 0.05.", *said]) if said else "No pair is finished yet."
 
 
 def _means(plan: Plan, task: str, group: str, outcomes: Mapping[tuple[str, str], Outcome]) -> str:

@@ -48,7 +48,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         code = execute(Request(**json.loads(line)))
-        print(json.dumps({"code": code}), file=answers, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # the report that asked was killed: what is finished stays so
+            print(json.dumps({"code": code}), file=answers, flush=True)
 
 
 def execute(request: Request) -> int:

@@ -92,6 +92,7 @@ def test_a_missing_run_takes_its_pair_along_and_is_counted() -> None:
     assert "**23 of 28 planned runs are done**" in page
     assert "| better | base | 3 of 4 | +0.100 (+0.100 to +0.100) |" in page
     assert "| other | base | none yet |" in page
+    assert "Larger: better (against base). Cannot be told apart: other (against base)." in page
     assert "- early/runs/base/seed-1001: not run yet" in page
 
 
