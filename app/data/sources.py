@@ -45,7 +45,7 @@ class SyntheticSource(Source):
         demonstrations: whether each problem carries a ``solution`` for the supervised stage, whose operator
             is right for half of the verbs only.
         task: ``spread`` (verbs that demonstrations do not settle may stand anywhere) or ``late`` (in the last event
-            alone: one token near the end decides, and a third of the demonstrations have it right).
+            alone: one token near the end decides, and half of the demonstrations have it right).
     """
 
     def __init__(

@@ -13,8 +13,8 @@ those whose mistakes cancel; the other operators can only be learned from the re
 There are two tasks of the same form (:data:`TASKS`). In ``spread`` any event may have a verb of
 :data:`DISCOVERED_VERBS`, so that the tokens that decide lie anywhere, as a rule early. In ``late`` the last event alone
 has one, and always: all steps before are easy, and one token near the end decides. A coin would teach the policy there
-not to look at the verb at all, and RL alone hardly makes it look; so demonstrations of ``late`` have the last operator
-right in :data:`LATE_SHARE` of all cases, which is what the warm start solves.
+not to look at the last verb at all, and RL alone hardly makes it look; so in ``late`` demonstrations have the operator of
+a verb right in two thirds of all cases, or in one third (:data:`MISLEADING_VERBS`): the warm start solves 50 %.
 """
 
 import random
@@ -49,8 +49,8 @@ VERBS: dict[str, Operator] = {**SHOWN_VERBS, **DISCOVERED_VERBS}
 EVENTS = (2, 3, 4)
 LARGEST_AMOUNT = 9
 LARGEST_QUANTITY = 99
-LATE_SHARE = 1 / 3
-"""The share of demonstrations of ``late`` whose last operator is right."""
+MISLEADING_VERBS = ("wins", "lends", "breaks")
+"""Verbs of :data:`DISCOVERED_VERBS` whose operator most demonstrations of ``late`` have wrong."""
 HELDOUT_SHARE = 10
 """One problem text in this many is held out."""
 
@@ -124,7 +124,7 @@ def demonstration(text: str, seed: int, task: Task = "spread") -> str:
 def _guess(coin: random.Random, verb: str, task: Task) -> Operator:
     if task == "spread":
         return coin.choice(OPERATORS)
-    right = coin.random() < LATE_SHARE
+    right = coin.random() < (1 / 3 if verb in MISLEADING_VERBS else 2 / 3)
     return next(operator for operator in OPERATORS if (operator == VERBS[verb]) == right)
 
 

@@ -55,14 +55,16 @@ def test_in_the_late_task_the_last_operator_alone_is_shown_unreliably() -> None:
     assert {verb for each in verbs for verb in each[:-1]} == set(synthetic.SHOWN_VERBS)
     assert {each[-1] for each in verbs} == set(synthetic.DISCOVERED_VERBS)
     assert all(problem.answer == str(recount(problem.problem)) for problem in problems)
-    solved, places = 0, []
-    for problem in problems:
+    right, places = {verb: [] for verb in synthetic.DISCOVERED_VERBS}, []
+    for problem, own in zip(problems, verbs, strict=True):
         shown = synthetic.demonstration(problem.problem, seed=1, task="late")
-        solved += shown.endswith(f"{{{problem.answer}}}")
+        right[own[-1]].append(shown.endswith(f"{{{problem.answer}}}"))
         places.append(max(shown.rfind("+"), shown.rfind("-")) / len(shown))
         *steps, _ = re.findall(r"\d+([+-])\d+=", shown)
-        assert steps == [synthetic.VERBS[verb] for verb in re.findall(r"([a-z]+) \d \.", problem.problem)[:-1]]
-    assert 0.3 < solved / len(problems) < 0.37
+        assert steps == [synthetic.VERBS[verb] for verb in own[:-1]]
+    shares = {verb: sum(each) / len(each) for verb, each in right.items()}
+    assert {verb for verb, share in shares.items() if 0.25 < share < 0.42} == set(synthetic.MISLEADING_VERBS)
+    assert sum(0.58 < share < 0.75 for share in shares.values()) == 3
     assert min(places) > 0.3  # what it decides has not been written in the first third
     assert sum(places) / len(places) > 0.5
 
