@@ -13,8 +13,8 @@ those whose mistakes cancel; the other operators can only be learned from the re
 There are two tasks of the same form (:data:`TASKS`). In ``spread`` any event may have a verb of
 :data:`DISCOVERED_VERBS`, so that the tokens that decide lie anywhere, as a rule early. In ``late`` the last event alone
 has one, and always: all steps before are easy, and one token near the end decides. A coin would teach the policy there
-not to look at the last verb at all, and RL alone hardly makes it look; so in ``late`` demonstrations have the operator of
-a verb right in two thirds of all cases, or in one third (:data:`MISLEADING_VERBS`): the warm start solves 50 %.
+not to look at the last verb at all, and RL alone hardly makes it look; so in ``late`` demonstrations have a verb's
+operator right in two thirds of all cases, or in one third (:data:`MISLEADING_VERBS`): the warm start solves 50 %.
 """
 
 import random
