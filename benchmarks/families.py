@@ -218,7 +218,9 @@ _FSDP2: dict[str, Any] = {"trainer": {"strategy": {"class_path": "lightning.pyto
 def _settings(model: Path, folder: Path, engine: dict[str, Any] | None) -> dict[str, Any]:
     reward = {"class_path": "ImportedReward", "init_args": {"path": "benchmarks.families:digit_share"}}
     data = {"train": {"class_path": "SyntheticSource"}, "prompts_per_iteration": 4, "iterations": 2}
-    rollouts = {"group_size": 4, "sampling": {"max_new_tokens": 12, "temperature": 8.0}, "rewards": [reward]}
+    temperature = 2.0 if engine else 8.0  # vLLM takes no higher one
+    sampling = {"max_new_tokens": 12, "temperature": temperature}
+    rollouts = {"group_size": 4, "sampling": sampling, "rewards": [reward]}
     return {
         "seed_everything": 3,
         "model": {

@@ -12,7 +12,8 @@ from app.engines.weight_sync import Weights, sum_of_shards
 from app.errors import ConfigurationError, causes
 
 FAILURES = (RuntimeError, ValueError, OSError, MemoryError, AssertionError, LookupError, AttributeError, TypeError)
-"""What vLLM raises; CUDA's out-of-memory error is a RuntimeError, and its checks of free memory are assertions."""
+"""What vLLM raises beside its own errors; CUDA's out-of-memory error is a RuntimeError, and its checks of free memory
+are assertions."""
 
 
 class Colocated:
@@ -92,7 +93,7 @@ class Colocated:
             return
         self.started = False
         if self.asleep:
-            with contextlib.suppress(*FAILURES):  # no room to wake up in: the process is all that can be freed
+            with contextlib.suppress(*_failures()):  # no room to wake up in: the process is all that can be freed
                 self.engine.wake()
         self.engine.close()
 
@@ -104,10 +105,16 @@ def failing(kind: FailureKind, what: str) -> Iterator[None]:
         yield
     except ConfigurationError:
         raise
-    except FAILURES as error:
+    except _failures() as error:
         message = f"{what}: {type(error).__name__}: {error}"
         _forget_frames(error)
         raise EngineFailure(kind, message) from error
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from vllm.exceptions import VLLMError  # which is an Exception, and nothing more special
+
+    return (*FAILURES, VLLMError)
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -19,7 +19,7 @@ Placement = Literal["colocated", "separate"]
 Adapters = Literal["auto", "apart", "merged"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 GIB = 1 << 30
-LOWEST_TEMPERATURE = 0.01
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,11 @@ def check_requests(requests: Sequence[GenerationRequest], vocab_size: int, engin
         if 0 < sampling.temperature < LOWEST_TEMPERATURE:
             raise ConfigurationError(
                 f"vLLM raises temperatures below {LOWEST_TEMPERATURE} to it; use 0 for greedy decoding",
+                key="sampling.temperature",
+            )
+        if sampling.temperature > HIGHEST_TEMPERATURE:
+            raise ConfigurationError(
+                f"vLLM takes temperatures up to {HIGHEST_TEMPERATURE:g}, got {sampling.temperature:g}",
                 key="sampling.temperature",
             )
         if sampling.min_p > 0 and sampling.top_p < 1:

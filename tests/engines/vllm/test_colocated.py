@@ -200,6 +200,7 @@ def test_no_requests_and_wrong_requests(engine: VLLMEngine) -> None:
         (request((5, VOCAB)), "vocabulary"),
         (request([5] * 512), "fit"),
         (request(temperature=0.001), "0.01"),
+        (request(temperature=2.5), "up to 2"),
         (request(min_p=0.1, top_p=0.9), "min-p"),
     ]:
         with pytest.raises(ConfigurationError, match=message):

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from app.engines.faults import EngineFailure
+from app.engines.vllm.colocated import failing
 from app.engines.vllm.local import LocalEngineSettings, launcher_environment
 from app.engines.vllm.process import _names_of
 from app.engines.vllm.separate import SeparateEngines
@@ -58,6 +60,16 @@ def test_a_part_of_a_fused_layer_is_found_by_the_family_s_own_mapping_alone() ->
         assert names == [(f"{prefix}{name}.weight", None), (f"{prefix}qkv_proj.weight", part)]
     up = list(_own_names(StablelmForCausalLM, "model.layers.0.mlp.up_proj.weight"))
     assert up[-1] == ("model.layers.0.mlp.gate_up_proj.weight", 1)
+
+
+@pytest.mark.parametrize("name", ["VLLMValidationError", "GenerationError", "LoRAAdapterNotFoundError"])
+def test_vllms_own_errors_are_failures_of_the_engine(name: str) -> None:
+    """They are no ValueErrors nor RuntimeErrors: on one rank alone they would leave the others waiting."""
+    from vllm import exceptions
+
+    kind = getattr(exceptions, name)
+    with pytest.raises(EngineFailure, match=f"it failed: {name}: "), failing("died", "it failed"):
+        raise kind(*["no"] * (2 if name.startswith("LoRA") else 1))
 
 
 def test_seeds_fit_into_the_gpu_samplers_int64() -> None:
