@@ -77,7 +77,7 @@ def policy_objective(
     plain = difference(log_probs, old_log_probs, real)
     log_ratio = plain if importance_weights is None else with_gradient_times(plain, importance_weights)
     advantages = (advantages if advantages.dim() == 2 else advantages.unsqueeze(1)).expand_as(plain).to(plain)
-    policy_loss, ratio = _policy_loss(log_ratio, advantages, real, counted, settings)
+    policy_loss, ratio = token_policy_loss(log_ratio, advantages, real, counted, settings)
     means = {"policy_loss": policy_loss, "ratio_mean": ratio, "approx_kl_old": k3(plain)}
     if ref_log_probs is not None:
         means["kl"] = KL_ESTIMATORS[settings.kl_estimator](difference(ref_log_probs, log_probs, real), plain)
@@ -90,14 +90,22 @@ def policy_objective(
     return reduce(per_token, real, settings, normaliser), _metrics(means | shares, ratio, real)
 
 
-def _policy_loss(
+def token_policy_loss(
     log_ratio: PerToken,
     advantages: PerToken,
     real: Real,
     counted: Shaped[Tensor, "B T"] | None,
     settings: ObjectiveSettings,
 ) -> tuple[PerToken, PerToken]:
-    """The policy term of each token, and its ρ."""
+    """The policy term of each token before any reduction, [B, T] with its gradient, and its ρ [B, T].
+
+    Args:
+        log_ratio: ℓ [B, T], 0 where masked.
+        advantages: [B, T].
+        real: [B, T], true on the tokens that count.
+        counted: as :func:`policy_objective` takes it.
+        settings: traces and clip.
+    """
     ratio_log, token_weight = APPLICATIONS[settings.application](log_ratio, real, settings.trace)
     loss = -token_weight * SURROGATES[settings.surrogate](ratio_log, advantages, settings.clip)
     return loss if counted is None else loss.where(counted.bool(), 0.0), ratio_of(ratio_log)
