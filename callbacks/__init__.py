@@ -3,6 +3,7 @@
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
 from callbacks.collapse_alarms import CollapseAlarms
 from callbacks.completions_table import CompletionsTable
+from callbacks.credit_page import CreditPage
 from callbacks.hf_export import HFExport
 from callbacks.iteration_checkpoint import IterationCheckpoint
 from callbacks.lost_rank import LostRank
@@ -15,6 +16,7 @@ __all__ = [
     "BenchmarkEvaluation",
     "CollapseAlarms",
     "CompletionsTable",
+    "CreditPage",
     "HFExport",
     "IterationCheckpoint",
     "IterationProgress",

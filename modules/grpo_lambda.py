@@ -78,6 +78,9 @@ class GRPOLambdaModule(PolicyModule):
         self.experience: Experience | None = None
         # [B, T] log π_θ − log π_old as each row's last update saw it; NaN on rows that took no part.
         self.last_log_ratio: torch.Tensor | None = None
+        # Of the same update: [B] advantages, and [B, T] what ``top_entropy_share`` counts, None for every token.
+        self.last_advantages: torch.Tensor | None = None
+        self.last_counted: torch.Tensor | None = None
         # Rows of the iteration's optimiser steps whose gradient was not finite.
         self.suspects: list[torch.Tensor] = []
         # In a list, so that torch does not register it: checkpoints must not carry the frozen reference.
@@ -194,6 +197,7 @@ class GRPOLambdaModule(PolicyModule):
             raise RuntimeError(f"no experience for iteration {batch.iteration}: the rollout callback is missing")
         started, sums = time.perf_counter(), experience.metrics
         advantages, counted = self._advantages(experience.rewards), self._counted(experience)
+        self.last_advantages, self.last_counted = advantages, counted
         self.last_log_ratio = torch.full_like(experience.old_log_probs, float("nan"))
         self.suspects = []
         for update in range(self.updates.per_rollout):

@@ -1,7 +1,7 @@
-"""The credit that a variant hands to each token: what its update does to the probability of that token.
+"""The credit that a variant hands to each token: how its update pushes the log-probability of that token.
 
 The credit of token k is −∂L/∂ log π_θ(a_k), with L the sum of the row's policy losses (no KL term, no entropy bonus),
-before the reduction divides by rows or tokens. A positive one makes the token likelier, a negative one less so. With
+before the reduction divides by rows or tokens. Positive pushes the token to be likelier, negative to be less so. With
 ratios of 1 it is A on every token for GRPO, and A times the token's weight for the λ variants; for the ε-trace, where
 the loss at t holds all tokens up to t, it is Σ_t M[t, k]·ρ_t·A over the tokens t that the clip leaves alone.
 
@@ -54,7 +54,7 @@ def token_credit(
         seen = values if importance_weights is None else with_gradient_times(values, importance_weights.detach())
         loss, _ = token_policy_loss(seen, _per_token(advantages, values), real, counted, settings)
         (gradient,) = torch.autograd.grad(loss.where(real, 0.0).sum(), values)
-    return (-gradient).where(real, 0.0)
+    return (0.0 - gradient).where(real, 0.0)  # no −0
 
 
 @torch.no_grad()

@@ -73,6 +73,7 @@ PARTS: dict[str, tuple[str, Any]] = {
             "evaluation": "Benchmarks beside training and under `validate`; null leaves them out.",
             "traces": "Diagnostics of the eligibility traces; null leaves them out.",
             "completions": "Sample completions in TensorBoard; null leaves them out.",
+            "credit": "The credit of tokens as a page and as pictures ([credit.md](credit.md)); null leaves them out.",
             "alarms": "What to say when a run collapses, and when to stop it; null has the default of each key.",
             "checkpoint": "Checkpoints to resume from; null saves none.",
             "export": "The policy as a Hugging Face folder; null exports none.",

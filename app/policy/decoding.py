@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 
     from app.engines.engine import SamplingSettings
 
+_CHARACTER_BYTES = 4
+"""A character of UTF-8 has no more."""
+
 
 def unknown_mark(token_id: int) -> str:
     """What stands in a text for an id that the tokenizer does not know."""
@@ -51,6 +54,39 @@ def forbidden_ids(
     if not sampling.forbid_unknown_tokens:
         return ()
     return unknown_token_ids(tokenizer, policy.config.get_text_config().vocab_size)
+
+
+def token_texts(tokenizer: "PreTrainedTokenizerBase", row: Sequence[int]) -> list[str]:
+    """What each token adds to the text of those before it; put together they are the text of the whole row.
+
+    The bytes of one character may be several tokens: all but the last of them add nothing. An id that the tokenizer
+    does not know is an :func:`unknown_mark`.
+    """
+    known = _known_ids(tokenizer, len(tokenizer))
+    texts: list[str] = []
+    for is_known, run in groupby(row, key=known.__contains__):
+        ids = list(run)
+        texts += _pieces(tokenizer, ids) if is_known else map(unknown_mark, ids)
+    return texts
+
+
+def _pieces(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> list[str]:
+    """Each token is decoded behind the one before it, for a tokenizer may strip the space that begins a text."""
+    pieces: list[str] = []
+    before = read = 0
+    prefix = ""
+    for index in range(len(ids)):
+        (text,) = _decode(tokenizer, [ids[before : index + 1]])
+        pending = index + 1 - read
+        if text.endswith("\ufffd") and pending < _CHARACTER_BYTES and index + 1 < len(ids):
+            pieces.append("")
+            continue
+        pieces.append(
+            text[len(prefix) :] if text.startswith(prefix) else _decode(tokenizer, [ids[read : index + 1]])[0]
+        )
+        before, read = read, index + 1
+        (prefix,) = _decode(tokenizer, [ids[before:read]])
+    return pieces
 
 
 @lru_cache(maxsize=4)

@@ -4,7 +4,7 @@ import pytest
 
 from app.grading.answers import extract_answer
 from app.grading.matching import judge
-from app.policy.decoding import count_unknown, decode_completions, unknown_token_ids
+from app.policy.decoding import count_unknown, decode_completions, token_texts, unknown_token_ids
 from tests.data.tokenizers import CHATML, subword_tokenizer
 
 TOKENIZER = subword_tokenizer(CHATML)
@@ -45,3 +45,41 @@ def test_unknown_ids_are_found_behind_and_within_the_vocabulary() -> None:
     assert unknown_token_ids(tokenizer, 6) == (1, 2, 4, 5)
     assert decode_completions(tokenizer, [[0, 1, 3, 5]], ()) == ["a<|unknown:1|>b<|unknown:5|>"]
     assert count_unknown(tokenizer, [[0, 1, 3, 5], [3]]) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "So 3+4 = 7.\n\n\\boxed{7}",
+        " leading and trailing ",
+        "naïve 😀 ∑∫ 漢字",
+        "e\u0301\u200d👩\u200d👩\u200d👧",
+        "\t\r\n a",
+    ],
+)
+def test_the_texts_of_tokens_put_together_are_the_text(text: str) -> None:
+    row = [*ids(text), OTHER, *ids(text)]
+    pieces = token_texts(TOKENIZER, row)
+    assert len(pieces) == len(row)
+    assert "".join(pieces) == f"{text}<|start|>{text}"
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_bytes_of_a_character_show_at_its_last_and_broken_ones_do_not_swallow_what_follows() -> None:
+    emoji = ids("😀")
+    assert len(emoji) == 4
+    assert token_texts(TOKENIZER, emoji) == ["", "", "", "😀"]
+    pieces = token_texts(TOKENIZER, [*emoji[:2], BEYOND, *emoji[:3], *ids("x y"), emoji[0]])
+    assert pieces[2] == f"<|unknown:{BEYOND}|>"
+    assert "".join(pieces).endswith("x y\ufffd")
+    broken = token_texts(TOKENIZER, [emoji[1]] * 9 + ids("z"))
+    assert "".join(broken) == TOKENIZER.decode([emoji[1]] * 9) + "z"
+
+
+def test_the_space_that_a_tokenizer_strips_from_the_beginning_of_a_text_stays_between_its_tokens() -> None:
+    from app.data.synthetic import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    row = tokenizer("Tom has 25 apples . finds 3 . how many ?")["input_ids"]
+    assert "".join(token_texts(tokenizer, row)) == tokenizer.decode(row, skip_special_tokens=False)
