@@ -7,6 +7,7 @@ from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from app.data.pinned_date import pinned_date
 from app.errors import ConfigurationError
 from app.grading.thinking import KNOWN_MARKERS, Thinking, ThoughtMarkers
 
@@ -46,8 +47,7 @@ class ChatTemplate:
     ) -> None:
         self.tokenizer = tokenizer
         self.name = _checked_name(tokenizer, name)
-        # A variable of the template goes before the function of the same name, which reads the clock.
-        self.arguments = {"strftime_now": date.fromisoformat(today).strftime, **(arguments or {})}
+        self.arguments, self.today = dict(arguments or {}), date.fromisoformat(today)
 
     def render(self, messages: Sequence[Message], answer_next: bool = True) -> str:
         """The text of a conversation, up to where the assistant begins if ``answer_next``.
@@ -58,13 +58,14 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=self.name,
-                add_generation_prompt=answer_next,
-                tokenize=False,
-                **self.arguments,
-            )
+            with pinned_date(self.today):
+                text: str = self.tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    chat_template=self.name,
+                    add_generation_prompt=answer_next,
+                    tokenize=False,
+                    **self.arguments,
+                )
         except Exception as error:  # a template is a program of its own, which may fail in any way
             refused = type(error) is TemplateError
             message = " ".join(str(error).split())

@@ -229,6 +229,7 @@ def test_every_strategy_by_dry_run(
 
 
 def test_vllm_by_dry_run(capsys: pytest.CaptureFixture, policies: dict[str, Path], problems: Path) -> None:
+    pytest.importorskip("vllm", reason="vLLM is optional: make setup-vllm")
     arguments = stack("model/qwen2.5-7b", "method/grpo", "data/gsm8k", "engine/vllm", problems=problems)
     out = checked(capsys, arguments, policies["qwen2.5-7b"])
     assert "vLLM weights" in out

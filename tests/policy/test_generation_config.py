@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from packaging.version import Version
 from transformers import AutoModelForCausalLM
 
 from app.errors import ConfigurationError
@@ -54,12 +56,14 @@ def test_end_tokens_are_those_of_the_folder_with_and_without_weights(
 def test_a_generation_configuration_that_transformers_refuses_to_save_does_not_lose_the_policy(
     folder: Path,
 ) -> None:
-    """Published ones name a temperature without do_sample; the run would end with nothing exported."""
+    """Published ones name a temperature without do_sample; transformers before 5.24 refuses to save them, and the run
+    would end with nothing exported."""
     sloppy = {"eos_token_id": [1, 7], "temperature": 0.6, "top_p": 0.9}
     write_generation(folder, sloppy)
     model = load_policy(PolicySettings(path=str(folder)))
-    with pytest.raises(ValueError, match="do_sample"):
-        model.save_pretrained(folder.parent / "transformers")
+    if Version(transformers.__version__) < Version("5.24"):
+        with pytest.raises(ValueError, match="do_sample"):
+            model.save_pretrained(folder.parent / "transformers")
     saved = save_policy(model, load_tokenizer(PolicySettings(path=str(folder))), folder.parent / "again")
     assert sloppy.items() <= json.loads((saved / "generation_config.json").read_text()).items()
     assert model.generation_config.eos_token_id == [1, 7]

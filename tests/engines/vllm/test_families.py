@@ -14,6 +14,8 @@ from app.errors import ConfigurationError
 from tests.engines.vllm.support import perturb
 from tests.families import PROMPTS, family_policy, log_probs_alone, owner_of, tokenizer
 
+pytest.importorskip("vllm", reason="vLLM is optional: make setup-vllm")
+
 
 def _own(kind: type) -> dict[str, object]:
     """A class's attributes, but for answers that transformers keeps there for itself."""
