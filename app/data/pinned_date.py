@@ -1,8 +1,8 @@
 """What chat templates take for today.
 
-Templates ask ``strftime_now``, a function that transformers gives them and that reads the clock. Until transformers 5.23
-a variable of the same name went before it; 5.24 makes text of every function among a template's variables, so it is the
-clock of that function that has to be another.
+Templates ask ``strftime_now``, a function of transformers that reads the clock. Before transformers 5.22 a variable of
+the same name went before it; 5.22 makes text of every function among a template's variables, so it is the clock of
+that function that has to be another.
 """
 
 import contextlib
