@@ -25,6 +25,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from app.dry_run.memory import Shape
+from app.policy.packing import TokenBatch
+from app.policy.shared_prompts import packs, work_of
 from app.rewards.reward import RewardSample
 from benchmarks.figures import Figure, add_json_option, write
 from benchmarks.sampling_speed import describe_machine
@@ -178,9 +180,10 @@ class Flops:
         """One row of ``tokens``, of which the last ``completion_tokens`` are predicted; causal attention sees half."""
         return 2 * self.layers * tokens + 2 * self.head * completion_tokens + 2 * self.attention * tokens**2
 
-    def training(self, rows: Sequence[tuple[int, int]]) -> float:
-        """Forward and backward passes (twice a forward one), all weights trained; what is recomputed does not count."""
-        return 3 * sum(self.forward(*row) for row in rows)
+    def training(self, rows: Sequence[tuple[int, int]], shared: Sequence[int] = ()) -> float:
+        """Forward and backward passes (twice a forward one), all weights trained. Neither padding counts, nor what is
+        recomputed, nor prompts of ``shared`` lengths that rows found computed by others."""
+        return 3 * (sum(self.forward(*row) for row in rows) - sum(self.forward(prompt, 0) for prompt in shared))
 
 
 class Recorder(Callback):
@@ -215,16 +218,28 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         self._peak("training")
-        mask = pl_module.experience.tokens
-        rows = list(zip(mask.lengths.tolist(), mask.completion_mask.sum(1).tolist(), strict=True))
         measured = {
             name.removeprefix("speed/"): float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith("speed/time/")
         }
         measured |= self.peaks | {"time/iteration": time.perf_counter() - self.started}
-        work = {"tokens": sum(row[0] for row in rows), "completion_tokens": sum(row[1] for row in rows)}
-        self.iterations.append(measured | work | {"training_flops": self.flops.training(rows)})
+        self.iterations.append(measured | self._work(pl_module))
+
+    def _work(self, module: Any) -> dict[str, float]:
+        """Tokens of all rows, and what one pass over the rows that were trained on computed."""
+        tokens, policy = module.experience.tokens, module.policy
+        parts = [tokens.select(part) for step in module.experience.plan.micro_batches for part in step]
+        works = [work_of(policy, part) for part in parts]
+        rows = [row for part in parts for row in zip(*(x.tolist() for x in _lengths(part)), strict=True)]
+        return {
+            "tokens": int(tokens.lengths.sum()),
+            "completion_tokens": int(tokens.completion_lengths.sum()),
+            "computed_tokens": sum(work.computed for work in works),
+            "padding_tokens": sum(work.padding for work in works),
+            "shared_tokens": sum(work.shared for work in works),
+            "training_flops": self.flops.training(rows, [n for part in parts for n in _shared(policy, part)]),
+        }
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -235,6 +250,19 @@ class Recorder(Callback):
                 "iterations": self.iterations,
             }
             self.path.write_text(json.dumps(figures))
+
+
+def _lengths(part: TokenBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each row, and of its completion."""
+    return part.lengths, part.completion_lengths
+
+
+def _shared(policy: Any, part: TokenBatch) -> list[int]:
+    """Lengths of the prompts that rows found computed by others."""
+    if not packs(policy, part):
+        return []
+    numbers, lengths = part.prompt_numbers.tolist(), part.prompt_lengths.tolist()
+    return [length for row, length in enumerate(lengths) if numbers[row] in numbers[:row]]
 
 
 def _matmul_flops(device: torch.device) -> float:

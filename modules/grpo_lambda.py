@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from app.algorithm.advantages import AdvantageSettings, group_advantages
 from app.algorithm.entropy import top_entropy_threshold
@@ -20,13 +21,16 @@ from app.errors import ConfigurationError, require
 from app.policy.checkpoints import is_checkpoint
 from app.policy.dropout import has_adapter_dropout, switch_off_dropout
 from app.policy.evaluating import evaluation
-from app.policy.logprobs import TokenStatistics, token_log_probs
+from app.policy.logprobs import TokenStatistics
 from app.policy.lora import WithoutAdapters, has_adapters
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.packing import TokenBatch, split_by_rows, split_by_tokens
-from app.policy.probe import TrainingProbe, share_padding
+from app.policy.packing_probe import PackingProbe, share_packing
+from app.policy.probe import TrainingProbe, family, share_padding
+from app.policy.shared_prompts import packs_rows, row_statistics, work_of
 from app.rollout.metric_sums import MetricSums
+from app.rollout.metrics import record_work
 from app.rollout.update_plan import UpdatePlan, UpdateSettings, plan_updates
 from modules.policy_module import PolicyModule
 
@@ -120,8 +124,11 @@ class GRPOLambdaModule(PolicyModule):
         switch_off_dropout(self.policy)
         compared = not has_adapter_dropout(self.policy)
         TrainingProbe(self.tokenizer, self.compute_dtype, self.device, train_mode=compared).check(self.policy)
+        if reason := PackingProbe(self.tokenizer, self.compute_dtype, self.device).try_on(self.policy):
+            rank_zero_info(f"{family(self.policy)}: every row computes its own prompt, beside padding: {reason}")
         if self.reference is not None:
             share_padding(self.policy, self.reference)
+            share_packing(self.policy, self.reference)
 
     # ── before the update: what the rollout callback asks for ──
 
@@ -148,12 +155,14 @@ class GRPOLambdaModule(PolicyModule):
         return max(1, self.micro_batch_tokens // row_tokens) if self.micro_batch_tokens else self.micro_batch_size
 
     def _micro_batches(self, tokens: TokenBatch, rows: torch.Tensor) -> list[torch.Tensor]:
-        """``rows`` in parts; alike lengths share a part, which saves padding."""
+        """``rows`` in parts; those of one prompt share a part, or, where rows are padded, those of alike lengths."""
         if not len(rows):
             return []
-        chosen = tokens.select(rows)
-        budget = self.micro_batch_tokens
-        parts = split_by_tokens(chosen, budget) if budget else split_by_rows(chosen, self.micro_batch_size)
+        chosen, packed, budget = tokens.select(rows), packs_rows(self.policy), self.micro_batch_tokens
+        if budget:
+            parts = split_by_tokens(chosen, budget, packed)
+        else:
+            parts = split_by_rows(chosen, self.micro_batch_size, packed)
         return [rows[part] for part in parts]
 
     @torch.no_grad()
@@ -181,7 +190,7 @@ class GRPOLambdaModule(PolicyModule):
             for index in range(self.max_over_ranks(len(parts)) if self.sharding.sharded else len(parts)):
                 rows = own[index % len(own)]  # a rank with fewer parts keeps in step with the others
                 part = tokens.select(rows).to(self.device)
-                statistics = token_log_probs(model, part, temperature, with_entropy)
+                statistics = row_statistics(model, part, temperature, with_entropy)
                 width = part.completion_ids.shape[1]
                 log_probs[rows, :width] = statistics.log_probs
                 if entropy is not None and statistics.entropy is not None:
@@ -258,12 +267,16 @@ class GRPOLambdaModule(PolicyModule):
         if self.optimizer_step_clipped(sums):
             self.suspects.pop()
 
-    def _evaluate(self, experience: "Experience", rows: torch.Tensor, with_entropy: bool = False) -> TokenStatistics:
+    def _evaluate(
+        self, experience: "Experience", rows: torch.Tensor, with_entropy: bool = False, sums: MetricSums | None = None
+    ) -> TokenStatistics:
         """[R, W] log-probs of the policy, with gradient, as wide as the longest of ``rows``; entropies for a bonus, or
-        where they are asked for."""
+        where they are asked for. What it took goes to ``sums``."""
         part = experience.tokens.select(rows).to(self.device)
+        if sums is not None:
+            record_work(sums, work_of(self.policy, part))
         bonus = self.objective.entropy_bonus > 0
-        return token_log_probs(self.policy, part, experience.temperature, with_entropy, entropy_gradient=bonus)
+        return row_statistics(self.policy, part, experience.temperature, with_entropy, entropy_gradient=bonus)
 
     def _loss(
         self,
@@ -276,7 +289,7 @@ class GRPOLambdaModule(PolicyModule):
         sums: MetricSums,
     ) -> torch.Tensor:
         """The loss over one micro-batch."""
-        policy = self._evaluate(experience, rows, with_entropy=on_policy)
+        policy = self._evaluate(experience, rows, with_entropy=on_policy, sums=sums)
         log_probs = policy.log_probs
         rows = rows.to(self.device, non_blocking=True)
 

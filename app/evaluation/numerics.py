@@ -9,7 +9,7 @@ from app.engines.engine import PolicyOwner, RolloutEngine
 from app.engines.faults import GuardedEngine
 from app.engines.vllm.engine import VLLMEngine
 from app.evaluation.results import versions
-from app.policy.sharding.wrapping import inner_model
+from app.policy.packed_rows import attention_of
 
 
 def numerics(precision: str, module: PolicyOwner, engine: RolloutEngine) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def numerics(precision: str, module: PolicyOwner, engine: RolloutEngine) -> dict
     return {
         "precision": precision,
         "compute_dtype": _name(module.compute_dtype),
-        "attn_implementation": inner_model(module.policy).config._attn_implementation,
+        "attn_implementation": attention_of(module.policy),
         "device": module.device.type,
         "engine": _engine_numerics(module, inner_engine(engine)),
     }

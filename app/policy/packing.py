@@ -29,6 +29,7 @@ class TokenBatch:
         completion_mask: [B, T] bool; true on real completion tokens.
         prompt_lengths, completion_lengths: [B] int64, real tokens a row. They stay on the CPU, whatever the batch's
             device: widths are chosen by them, and to read them there would wait for all work that is queued on a GPU.
+        prompt_numbers: [B] int64, equal for rows with the same prompt; on the CPU, too.
     """
 
     input_ids: Int[Tensor, "B S"]
@@ -38,6 +39,7 @@ class TokenBatch:
     completion_mask: Bool[Tensor, "B T"]
     prompt_lengths: PerRow
     completion_lengths: PerRow
+    prompt_numbers: PerRow
 
     @property
     def completion_ids(self) -> Int[Tensor, "B T"]:
@@ -81,6 +83,7 @@ class TokenBatch:
             self.completion_mask[index, :completion],
             prompts,
             completions,
+            self.prompt_numbers[chosen],
         )
 
 
@@ -104,8 +107,17 @@ def build(prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence
     mask = torch.arange(width) < lengths[:, None]
     attention_mask = torch.cat([prompt_mask, mask.long()], dim=1)
     input_ids = torch.cat([prompts, torch.tensor(rows)], dim=1)
+    numbers: dict[tuple[int, ...], int] = {}
+    prompt_numbers = torch.tensor([numbers.setdefault(tuple(ids), len(numbers)) for ids in prompt_ids])
     return TokenBatch(
-        input_ids, attention_mask, positions(attention_mask), prompts.shape[1], mask, prompt_lengths, lengths
+        input_ids,
+        attention_mask,
+        positions(attention_mask),
+        prompts.shape[1],
+        mask,
+        prompt_lengths,
+        lengths,
+        prompt_numbers,
     )
 
 
@@ -133,17 +145,27 @@ def positions(attention_mask: Int[Tensor, "B S"]) -> Int[Tensor, "B S"]:
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 
-def split_by_rows(batch: TokenBatch, rows: int) -> list[Rows]:
-    """Row indices in parts of at most ``rows``, longest rows first: alike lengths share little padding."""
-    return list(_by_falling_length(batch).split(rows))
+def split_by_rows(batch: TokenBatch, rows: int, packed: bool = False) -> list[Rows]:
+    """Row indices in parts of at most ``rows``, longest rows first: alike lengths share little padding.
+
+    Args:
+        packed: nothing will be padded, but rows of one prompt that lie in one part compute it once: they stay together.
+    """
+    return list(_in_order(batch, packed).split(rows))
 
 
-def split_by_tokens(batch: TokenBatch, tokens: int) -> list[Rows]:
+def split_by_tokens(batch: TokenBatch, tokens: int, packed: bool = False) -> list[Rows]:
     """Row indices in parts whose padded area (rows x longest row) is at most ``tokens``, longest rows first.
 
     A row that is longer than ``tokens`` makes a part of its own.
+
+    Args:
+        packed: as for :func:`split_by_rows`; a part's tokens are then those of its completions, and of each different
+            prompt once.
     """
-    order = _by_falling_length(batch)
+    order = _in_order(batch, packed)
+    if packed:
+        return _filled(batch, order, tokens)
     widths = batch.lengths[order].tolist()
     parts, start = [], 0
     while start < len(order):
@@ -153,5 +175,29 @@ def split_by_tokens(batch: TokenBatch, tokens: int) -> list[Rows]:
     return parts
 
 
-def _by_falling_length(batch: TokenBatch) -> PerRow:
-    return batch.lengths.argsort(descending=True, stable=True)
+def _filled(batch: TokenBatch, order: PerRow, tokens: int) -> list[Rows]:
+    """Rows in ``order``, in parts that compute at most ``tokens`` tokens where each prompt is computed once."""
+    known = (batch.prompt_numbers, batch.prompt_lengths, batch.completion_lengths)
+    rows = list(zip(*(each.tolist() for each in known), strict=True))
+    starts, held, prompts = [0], 0, set[int]()
+    for place, row in enumerate(order.tolist()):
+        number, prompt, completion = rows[row]
+        more = completion + (0 if number in prompts else prompt)
+        if place > starts[-1] and held + more > tokens:
+            starts.append(place)
+            held, prompts, more = 0, set(), completion + prompt
+        held += more
+        prompts.add(number)
+    return list(order.tensor_split(starts[1:]))
+
+
+def _in_order(batch: TokenBatch, packed: bool) -> PerRow:
+    """Rows by falling length; where they are ``packed``, those of one prompt at the place of their longest one."""
+    order = batch.lengths.argsort(descending=True, stable=True)
+    if not packed:
+        return order
+    numbers = batch.prompt_numbers
+    longest = torch.zeros(int(numbers.max()) + 1, dtype=torch.long)
+    longest = longest.scatter_reduce(0, numbers, batch.lengths, "amax")
+    order = order[numbers[order].argsort(stable=True)]
+    return order[longest[numbers[order]].argsort(descending=True, stable=True)]

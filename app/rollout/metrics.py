@@ -1,10 +1,15 @@
 """What is logged of an iteration before its update: rewards, lengths, times, and the engine's mismatch."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from app.rollout.experience import Experience, Rollout
 from app.rollout.metric_sums import MetricSums
 from app.rollout.mismatch import record_mismatch
+
+if TYPE_CHECKING:
+    from app.policy.shared_prompts import Work
 
 
 def record_rollout(sums: MetricSums, rollout: Rollout) -> None:
@@ -60,3 +65,11 @@ def record_policy(experience: Experience) -> None:
     sums.add("policy/updates/old_pass_share", 1 - len(experience.pending) / rows, rows)
     sums.add_values("entropy", experience.entropy[mask])
     record_mismatch(sums, experience.sampler_log_probs, experience.old_log_probs, mask)
+
+
+def record_work(sums: MetricSums, work: "Work") -> None:
+    """Adds what a training pass computed: ``policy/updates/padding_share`` is the share of positions that are padding,
+    ``policy/updates/shared_token_share`` that of its rows' tokens that another row had computed."""
+    real = work.computed - work.padding
+    sums.add("policy/updates/padding_share", work.padding / work.computed, work.computed)
+    sums.add("policy/updates/shared_token_share", work.shared / (real + work.shared), real + work.shared)

@@ -28,6 +28,7 @@ def test_flops_are_those_that_torch_counts(kind: str) -> None:
     whole_attention = flops.forward(tokens, predicted) + 2 * flops.attention * tokens**2
     assert whole_attention == counter.get_total_flops()
     assert flops.training([(24, 7), (20, 5)]) == 3 * (flops.forward(24, 7) + flops.forward(20, 5))
+    assert flops.training([(24, 7), (20, 3)], [17]) == flops.training([(24, 7), (20, 3)]) - 3 * flops.forward(17, 0)
 
 
 def test_it_runs_fit_and_writes_what_an_iteration_cost(tmp_path: Path) -> None:
@@ -39,6 +40,10 @@ def test_it_runs_fit_and_writes_what_an_iteration_cost(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "figures" / "cpu.json").read_text())
     (warm,) = written["iterations"][1:]
     assert 8 * (9 + 1) <= warm["tokens"] == 8 * 9 + warm["completion_tokens"] <= 8 * (9 + 6)
+    # two groups of four: three of each have their prompt computed, and a completion's last token predicts nothing
+    assert warm["shared_tokens"] == 6 * 9
+    assert warm["computed_tokens"] == warm["tokens"] - 6 * 9 - 8
+    assert warm["padding_tokens"] == 0
     phases = [warm[f"time/{name}"] for name in ("sync", "generate", "grade", "log_probs", "train")]
     assert all(seconds > 0 for seconds in phases)
     assert sum(phases) <= warm["time/iteration"]
