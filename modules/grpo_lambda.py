@@ -50,7 +50,8 @@ class GRPOLambdaModule(PolicyModule):
         optimizer: AdamW, its schedule and the norm clip.
         updates: how often a rollout is learned from.
         micro_batch_size: rows a forward and backward pass; changes memory and speed, never the gradient.
-        micro_batch_tokens: instead: tokens a pass, rows times the longest of them; short rows are then many a pass.
+        micro_batch_tokens: instead: tokens a pass, so that short rows are many a pass. Where rows are packed, those
+            that are computed: of completions, and of each different prompt once; otherwise rows times the longest one.
         seed: of a newly built policy's weights.
         reference_offload: the frozen reference (β > 0) waits in host memory while it is not needed.
         policy_offload: parameters, gradients and optimiser states wait in host memory (ModelParallelStrategy alone).
