@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from app.policy.packed_rows import ATTENTION, Block, PackedRows
+from app.policy.packed_rows import ATTENTION, Block, PackedRows, Repeated
 
 Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(batch, head, query's position, key's position) → whether the one sees the other; all broadcast."""
@@ -40,7 +40,8 @@ def packed(rows: PackedRows) -> Iterator[None]:
 
 
 class RowMasks:
-    """What tokens of packed rows see under one of a family's rules: stands in the place of a mask.
+    """What tokens of packed rows see under one of a family's rules: stands in the place of a mask. No dataclass, for
+    FSDP takes those apart among a layer's arguments.
 
     Args:
         rows: the packed rows.
@@ -117,7 +118,7 @@ def _attend(
         shape = (len(block.rows), block.width)
         end = start + shape[0] * shape[1]
         own = [x[start:end].unflatten(0, shape).transpose(1, 2) for x in spread]
-        before = [x[:, :, : block.prompt_width].index_select(0, block.prompts) for x in (prompt_keys, prompt_values)]
+        before = [Repeated.apply(x[:, :, : block.prompt_width], block.prompts) for x in (prompt_keys, prompt_values)]
         keys, values = (torch.cat(pair, dim=2) for pair in zip(before, own[1:], strict=True))
         found.append(sdpa_attention_forward(module, own[0], keys, values, mask, **settings)[0].flatten(0, 1))
         start = end

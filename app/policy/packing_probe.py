@@ -11,7 +11,7 @@ from app.policy.logprobs import PADS_ON_RIGHT
 from app.policy.lora import WithoutAdapters
 from app.policy.packed_rows import ATTENTION
 from app.policy.packing import build
-from app.policy.probe import MODEL_ERRORS, TOLERANCES, not_finite, plain_log_probs, probe_rows, spread
+from app.policy.probe import MODEL_ERRORS, TOLERANCES, plain_log_probs, probe_rows, spread
 from app.policy.sharding.wrapping import inner_model
 from app.policy.shared_prompts import PACKS_ROWS, packed_log_probs
 from app.policy.sources import quiet
@@ -56,8 +56,8 @@ class PackingProbe:
             _set_attention(model, ATTENTION)
             try:
                 difference = self._difference(model, temperature, rows)
-            except ConfigurationError:
-                raise
+            except (ConfigurationError, torch.OutOfMemoryError, torch.distributed.DistError):
+                raise  # no matter of the family
             except MODEL_ERRORS as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             else:
@@ -81,15 +81,13 @@ class PackingProbe:
     def _difference(self, model: "PreTrainedModel", temperature: float, alone: list[torch.Tensor]) -> float:
         """The largest mean difference of a row, in nats a token; ten times what it changes with the other rows' tokens
         where that is more: in low precision, a little of them would pass for rounding."""
-        if not_finite(*alone):  # weights that overflow, which says nothing of the family
-            return 0.0
         prompts, completions = self._ids(model)
         packed, beside = (
             packed_log_probs(model, build(prompts, given, pad_id=0).to(self.device), temperature).log_probs
             for given in (completions, [ids[::-1] if row else ids for row, ids in enumerate(completions)])
         )
-        differences = [float((row[: len(own)] - own).abs().mean()) for row, own in zip(packed, alone, strict=True)]
-        return max(*differences, 10 * float((packed[0] - beside[0]).abs().mean()))
+        differences = [(row[: len(own)] - own).abs().mean() for row, own in zip(packed, alone, strict=True)]
+        return float(torch.stack([*differences, 10 * (packed[0] - beside[0]).abs().mean()]).max())  # NaN, if one is
 
     def _ids(self, model: "PreTrainedModel") -> tuple[list[list[int]], list[list[int]]]:
         rows = probe_rows(self.tokenizer, model, [*PROMPTS, *(length for _, length in COMPLETIONS)], max(PROMPTS))

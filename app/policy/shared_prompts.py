@@ -96,9 +96,7 @@ def packed_log_probs(
     from app.policy.packed_attention import packed
 
     rows = PackedRows(batch)
-    mask = batch.completion_mask
-    later = batch.completion_ids[:, 1:].masked_select(mask[:, 1:])
-    ids = torch.cat([batch.completion_ids[:, 0], later])
+    ids = batch.completion_ids.flatten()[rows.places]
     inputs = {"input_ids": rows.input_ids, "position_ids": rows.position_ids}
     # Without a mask, transformers would look for packed rows by itself.
     with packed(rows):
@@ -110,11 +108,12 @@ def packed_log_probs(
     else:
         log_probs = selective_log_softmax(chosen, ids[None], temperature)
         entropy = entropy_of(chosen.detach(), temperature) if with_entropy else None
-    return TokenStatistics(_in_rows(log_probs[0], mask), None if entropy is None else _in_rows(entropy[0], mask))
+    return TokenStatistics(
+        _placed(log_probs[0], rows, batch), None if entropy is None else _placed(entropy[0], rows, batch)
+    )
 
 
-def _in_rows(values: Tensor, mask: Tensor) -> Tensor:
-    """First tokens of B rows, then the later ones of one row after the other → [B, T]."""
-    first, later = values[: len(mask)], values[len(mask) :]
-    rest = values.new_zeros(mask[:, 1:].shape).masked_scatter(mask[:, 1:], later)
-    return torch.cat([first[:, None], rest], dim=1).masked_fill(~mask, 0.0)
+def _placed(values: Tensor, rows: PackedRows, batch: TokenBatch) -> Tensor:
+    """[B, T] with ``values`` at their places, and 0 elsewhere."""
+    mask = batch.completion_mask
+    return values.new_zeros(mask.numel()).index_copy(0, rows.places, values).view(mask.shape).masked_fill(~mask, 0.0)

@@ -62,6 +62,7 @@ def test_the_reference_is_the_base_bit_for_bit_and_nothing_is_loaded_twice(train
     assert not torch.equal(module.policy(input_ids=IDS).logits, reference)
     tokens, plain = module.experience.tokens, make_module({"beta": 0.1})
     plain.configure_model()
+    plain.probe()
     mine, theirs = (owner.evaluate_tokens(owner.reference, tokens, 1.0).log_probs for owner in (module, plain))
     assert torch.equal(mine, theirs)
     assert torch.equal(module.experience.ref_log_probs, mine)

@@ -99,6 +99,17 @@ def test_parts_hold_every_row_once_within_their_budget(rows, row_budget, token_b
     assert order == sorted(order, reverse=True)
 
 
+@pytest.mark.parametrize(("rows", "most"), [(128, 0.1), (512, 0.04)])
+def test_log_normal_lengths_leave_little_padding(rows, most):
+    """Of rows that are padded, with a median of 600 tokens and passes of 16,384; packed ones have none."""
+    lengths = (6.0 + 0.8 * torch.randn(rows, generator=torch.Generator().manual_seed(0))).exp().long().clamp(1, 8192)
+    batch = build([[7] * 200] * rows, [[3] * length for length in lengths.tolist()], PAD)
+    parts = split_by_tokens(batch, 16384)
+    area = sum(len(part) * int(batch.lengths[part].max()) for part in parts)
+    assert 1 - int(batch.lengths.sum()) / area <= most
+    assert len(parts) <= 1.6 * area / 16384  # and not by passes of a row each
+
+
 def test_prompts_are_padded_on_the_left():
     ids, mask = pad_left([[1, 2, 3], [4]], 9)
     assert ids.tolist() == [[1, 2, 3], [9, 9, 4]]

@@ -171,7 +171,7 @@ def test_parts_hold_every_row_once_within_their_budget(rows: list[tuple[int, int
 
 def test_budgets_hold_more_rows_where_prompts_are_shared() -> None:
     batch = build([[number] * 50 for number in range(1, 5) for _ in range(4)], [[1] * 10] * 16, pad_id=0)
-    assert [len(part) for part in split_by_tokens(batch, 180)] == [3, 3, 3, 3, 3, 1]
+    assert sorted(len(part) for part in split_by_tokens(batch, 180)) == [1, 3, 3, 3, 3, 3]
     assert [len(part) for part in split_by_tokens(batch, 180, packed=True)] == [8, 8]
 
 
