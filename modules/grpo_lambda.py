@@ -27,7 +27,7 @@ from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.packing import TokenBatch, split_by_rows, split_by_tokens
 from app.policy.packing_probe import PackingProbe, share_packing
-from app.policy.probe import TrainingProbe, family, share_padding
+from app.policy.probe import TrainingProbe, family, share_findings
 from app.policy.shared_prompts import packs_rows, row_statistics, work_of
 from app.rollout.metric_sums import MetricSums
 from app.rollout.metrics import record_work
@@ -128,7 +128,7 @@ class GRPOLambdaModule(PolicyModule):
         if reason := PackingProbe(self.tokenizer, self.compute_dtype, self.device).try_on(self.policy):
             rank_zero_info(f"{family(self.policy)}: every row computes its own prompt, beside padding: {reason}")
         if self.reference is not None:
-            share_padding(self.policy, self.reference)
+            share_findings(self.policy, self.reference)
             share_packing(self.policy, self.reference)
 
     # ── before the update: what the rollout callback asks for ──

@@ -20,6 +20,7 @@ from app.errors import ConfigurationError, DivergenceError
 from app.policy.checkpoints import PREFIX, check_trained, origin_of
 from app.policy.fingerprints import source_fingerprint
 from app.policy.finite import gradients_not_finite, weights_not_finite
+from app.policy.head import output_head
 from app.policy.lora import has_adapters, is_adapter
 from app.policy.models import PolicySettings
 from app.policy.optimizers import (
@@ -187,6 +188,7 @@ class PolicyModule(Probed):
             found = gradients_not_finite(self.policy, self.gather_objects)
         optimizer.zero_grad()
         sums.add("policy/updates/not_finite", float(not finite))
+        sums.add("policy/updates/whole_logits", float(output_head(self.policy) is None))
         self._not_finite = 0 if finite else self._not_finite + 1
         if not finite:
             self._report_not_finite("its sum of squares overflows" if found is None else f"that of {found}")

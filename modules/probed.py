@@ -7,6 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from app.errors import ConfigurationError
 from app.policy.context import rope_switch
+from app.policy.head import why_logits
 from app.policy.probe import family
 from app.policy.sharding.wrapping import inner_model
 
@@ -26,6 +27,8 @@ class Probed(LightningModule):
             problem = failure
         if problem := next(filter(None, self.gather_objects(problem)), None):
             raise problem
+        if (reason := why_logits(self.policy)) is not None:
+            rank_zero_warn(f"{family(self.policy)}: log-probs are made of whole logits, which take memory: {reason}")
 
     def probe(self) -> None:
         """Evaluates a few tokens in the ways that this stage does."""

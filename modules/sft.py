@@ -9,7 +9,7 @@ from app.data.sft import IGNORED
 from app.data.shown_prompt import show_example
 from app.errors import ConfigurationError
 from app.policy.context import rope_switch
-from app.policy.logprobs import last_logits, selective_log_softmax
+from app.policy.logprobs import last_columns, statistics_at
 from app.policy.models import PolicySettings
 from app.policy.optimizers import OptimizerSettings
 from app.policy.probe import TrainingProbe
@@ -86,15 +86,24 @@ class SFTModule(PolicyModule):
     def _summed_loss(self, batch: "SFTBatch", rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of the cross-entropy over the completion tokens of ``rows``, and how many are predicted right.
 
-        Logits are made of the columns from the shortest prompt's end on, and become float32 chunk by chunk.
+        The columns from the shortest prompt's end on are evaluated.
         """
         # Nothing predicts a row's first token.
         labels = batch.labels[rows, max(1, min(batch.prompt_lengths[rows])) :]
         inputs = {"input_ids": batch.input_ids[rows, :-1], "attention_mask": batch.attention_mask[rows, :-1]}
-        logits = last_logits(self.policy, labels.shape[1], **inputs)
-        log_probs = selective_log_softmax(logits, labels.clamp(min=0))
-        loss = -log_probs.masked_fill(labels == IGNORED, 0.0).sum()
-        return loss, (logits.detach().argmax(-1) == labels).sum()
+        width = labels.shape[1]
+        found = statistics_at(
+            self.policy,
+            lambda values: last_columns(values, width).flatten(0, 1),
+            labels.clamp(min=0).flatten(),
+            with_best=True,
+            use_cache=False,
+            logits_to_keep=width,
+            **inputs,
+        )
+        loss = -found.log_probs.masked_fill(labels.flatten() == IGNORED, 0.0).sum()
+        assert found.best is not None, "was asked for"
+        return loss, (found.best == labels.flatten()).sum()
 
 
 def _parts(batch: "SFTBatch") -> tuple[torch.Tensor, torch.Tensor]:

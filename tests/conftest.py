@@ -7,7 +7,7 @@ import pytest
 
 from tests.shape_checker import checked
 
-CHECKED = ["app.algorithm", "app.policy.logprobs", "app.policy.packing"]
+CHECKED = ["app.algorithm", "app.policy.head_log_probs", "app.policy.logprobs", "app.policy.packing"]
 
 # Before any of them is imported. A user's run is not slowed down: annotations alone check nothing.
 jaxtyping.install_import_hook(CHECKED, f"{checked.__module__}.checked")

@@ -12,10 +12,10 @@ import torch
 from app.algorithm import applications, kl, objective, ratios, reductions, traces
 from app.algorithm.advantages import group_advantages
 from app.algorithm.objective import ObjectiveSettings, normaliser, policy_objective
-from app.policy import logprobs, packing
+from app.policy import head_log_probs, logprobs, packing
 from app.policy.packing import build
 
-MODULES = [applications, kl, objective, ratios, reductions, traces, logprobs, packing]
+MODULES = [applications, kl, objective, ratios, reductions, traces, head_log_probs, logprobs, packing]
 LOG_PROBS, MASK = torch.zeros(2, 5), torch.ones(2, 5)
 
 

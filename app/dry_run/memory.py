@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from app.policy import head_log_probs
 from app.policy.context import context_length, layer_configs
 from app.policy.logprobs import CHUNK_ELEMENTS
 
@@ -206,15 +207,17 @@ class MicroBatch:
     Attributes:
         rows: B.
         tokens: S.
-        logit_tokens: tokens a row whose logits are kept: the completion's in RL; in the supervised stage those from
-            the shortest prompt's end on, at most all.
+        logit_tokens: tokens a row whose log-probs are taken: the completion's in RL; in the supervised stage those
+            from the shortest prompt's end on, at most all.
         checkpointing: whether a layer's activations are computed again in the backward pass.
+        whole_logits: whether log-probs are made of them, for the output head is no plain product.
     """
 
     rows: int
     tokens: int
     logit_tokens: int
     checkpointing: bool
+    whole_logits: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,16 +234,29 @@ class Numbers:
 
 
 def training_items(batch: MicroBatch, shape: Shape, numbers: Numbers, counts: ParameterCounts) -> list[Item]:
-    """Activations and logits of one micro-batch at its longest."""
+    """Activations, and what log-probs take, of one micro-batch at its longest."""
     layer = layer_activation_bytes(batch.rows, batch.tokens, shape, numbers)
     stream = batch.rows * batch.tokens * shape.hidden * numbers.residual
     whole, stored = shape.layers * layer, shape.layers * stream + layer
-    if numbers.mixed:  # each bfloat16 copy of a matrix is kept until its backward pass
-        whole, stored = whole + counts.total * numbers.bytes, stored + (counts.rest + counts.layer) * numbers.bytes
+    if numbers.mixed:  # each bfloat16 copy of a matrix is kept until its backward pass, but for parts of the head's
+        head = counts.rest if batch.whole_logits else 0
+        copied, copied_at_once = counts.total - counts.rest + head, counts.layer + head
+        whole, stored = whole + copied * numbers.bytes, stored + copied_at_once * numbers.bytes
     kept, other = (stored, whole) if batch.checkpointing else (whole, stored)
     names = ("with", "without") if batch.checkpointing else ("without", "with")
     formula = f"{names[0]} checkpointing; {names[1]}: {format_bytes(other)}"
-    return [Item("activations", kept, "training", formula), _logits(batch, shape, numbers)]
+    made = _logits if batch.whole_logits else _log_probs
+    return [Item("activations", kept, "training", formula), made(batch, shape, numbers)]
+
+
+def _log_probs(batch: MicroBatch, shape: Shape, numbers: Numbers) -> Item:
+    """Hidden states of the tokens, their gradient in float32, a copy in low precision where it is one; logits in
+    tiles."""
+    low = numbers.bytes if numbers.bytes < FLOAT32 else 0
+    tokens, each = batch.rows * batch.logit_tokens, numbers.residual + FLOAT32 + low
+    tiles = 3 * min(tokens * shape.vocab, head_log_probs.TILE_ELEMENTS) * FLOAT32
+    name = f"{batch.rows} × {batch.logit_tokens:,} × {shape.hidden:,} × {each} B, and tiles of logits"
+    return Item("log-probs", tokens * shape.hidden * each + tiles, "training", name)
 
 
 def _logits(batch: MicroBatch, shape: Shape, numbers: Numbers) -> Item:

@@ -8,6 +8,7 @@ from app.dry_run.layout import Layout, plan_layout
 from app.dry_run.memory import Numbers, ParameterCounts, Shape, count_parameters
 from app.dry_run.sources import Resolved, first_problems, resolve
 from app.errors import ConfigurationError
+from app.policy.head import is_plain_head
 from modules.grpo_lambda import GRPOLambdaModule
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Plan:
         prompt_tokens: the longest prompt that is to be expected.
         prompt_source: what ``prompt_tokens`` rests on.
         first_prompt: of the training set, or that of a stand-in where its problems take a download.
+        whole_logits: whether the output head, as far as one sees without running it, needs them for log-probs.
     """
 
     parts: Parts
@@ -74,6 +76,7 @@ class Plan:
     prompt_tokens: int
     prompt_source: str
     first_prompt: "ShownPrompt"
+    whole_logits: bool
 
     @property
     def numbers(self) -> Numbers:
@@ -125,6 +128,7 @@ def make_plan(parts: Parts) -> Plan:
         prompt_tokens=prompt_tokens,
         prompt_source=source,
         first_prompt=_first_prompt(parts, encoder, policy, train),
+        whole_logits=not is_plain_head(policy),
     )
 
 

@@ -89,7 +89,8 @@ def _micro_batch(plan: Plan) -> MicroBatch:
     else:
         rows, logits = parts.data.batch_size // plan.layout.ranks, plan.row_tokens
         rows = min(rows, parts.module.micro_batch_size)
-    return MicroBatch(rows, plan.row_tokens, logits, parts.module.policy_settings.gradient_checkpointing)
+    checkpointing = parts.module.policy_settings.gradient_checkpointing
+    return MicroBatch(rows, plan.row_tokens, logits, checkpointing, plan.whole_logits)
 
 
 def _engine_items(plan: Plan, gathered_bytes: int) -> list[Item]:

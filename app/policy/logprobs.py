@@ -1,18 +1,24 @@
 """Log-probabilities and entropies of completion tokens under a policy.
 
-Shapes: B rows, T completion tokens, V vocabulary, N = B·T. Annotations name them, and are checked at every call in the
-tests.
+They come from the hidden states of the real tokens alone (:mod:`app.policy.head_log_probs`) where the policy was found
+to allow it (:mod:`app.policy.head`), and from whole logits otherwise.
+
+Shapes: B rows, T completion tokens, S tokens that the model is given, V vocabulary, N tokens of all rows. Annotations
+name them, and are checked at every call in the tests.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from app.errors import ConfigurationError
+from app.policy.head import output_head, replaced_head, returning
+from app.policy.head_log_probs import FlatStatistics, OutputHead, Wanted, head_log_probs, product_dtype
 from app.policy.packing import TokenBatch, right_padded
 
 if TYPE_CHECKING:
@@ -24,6 +30,9 @@ CHUNK_ELEMENTS = 2**22
 """Logits that are turned into float32 at once: 16 MiB a temporary, whatever the vocabulary."""
 
 PerToken = Float[Tensor, "B T"]
+Selection = Callable[[Float[Tensor, "B S D"]], Float[Tensor, "N D"]]
+"""Takes rows out of hidden states, or of logits; differentiable. Columns are to be counted from the end, for not every
+family obeys ``logits_to_keep``."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,12 @@ def token_log_probs(
     """
     if temperature <= 0:
         raise ConfigurationError(f"log-probabilities need a positive temperature, got {temperature}")
+    if output_head(model) is not None:
+        rows, places, inputs = _completion_tokens(batch, getattr(model, PADS_ON_RIGHT, False))
+        ids = batch.completion_ids.flatten()[places]
+        found = statistics_at(model, rows, ids, temperature, with_entropy, entropy_gradient, **inputs)
+        entropy = None if found.entropy is None else _placed(found.entropy, places, batch.completion_mask)
+        return TokenStatistics(_placed(found.log_probs, places, batch.completion_mask), entropy)
     logits = completion_logits(model, batch)
     entropy = None
     if entropy_gradient:
@@ -70,6 +85,93 @@ def token_log_probs(
     return TokenStatistics(
         log_probs.masked_fill(padding, 0.0), None if entropy is None else entropy.masked_fill(padding, 0.0)
     )
+
+
+def statistics_at(
+    model: "PreTrainedModel",
+    rows: Selection,
+    ids: Int[Tensor, " N"],
+    temperature: float = 1.0,
+    with_entropy: bool = False,
+    entropy_gradient: bool = False,
+    with_best: bool = False,
+    **inputs: object,
+) -> FlatStatistics:
+    """Calls ``model`` once, and evaluates ``ids`` under the distributions that it predicts at ``rows``.
+
+    Args:
+        model: in any wrapping; its weights need to be whole in its own forward pass alone.
+        rows: applied to the head's hidden states, or to logits where the model needs them.
+        temperature, with_entropy, entropy_gradient: as of :func:`token_log_probs`.
+        with_best: the likeliest tokens, too.
+        inputs: the model's, such as ``input_ids``, ``past_key_values`` (a cache is filled as ever), ``logits_to_keep``.
+    """
+    wanted = Wanted(temperature, with_entropy, entropy_gradient, with_best)
+    head = output_head(model)
+    if head is not None:
+        return _statistics_of_hidden(model, head, rows, ids, wanted, **inputs)
+    logits = rows(model(**inputs).logits)[None]
+    best = logits.detach().argmax(-1)[0] if with_best else None
+    if entropy_gradient:
+        log_probs, entropy = log_softmax_and_entropy(logits, ids[None], temperature)
+        return FlatStatistics(log_probs[0], entropy[0], best)
+    log_probs = selective_log_softmax(logits, ids[None], temperature)
+    return FlatStatistics(log_probs[0], entropy_of(logits.detach(), temperature)[0] if with_entropy else None, best)
+
+
+def _statistics_of_hidden(
+    model: "PreTrainedModel",
+    head: OutputHead,
+    rows: Selection,
+    ids: Int[Tensor, " N"],
+    wanted: Wanted,
+    **inputs: object,
+) -> FlatStatistics:
+    """As :func:`statistics_at`, where the head is. What carries a gradient leaves the model as its result."""
+    found: list[FlatStatistics] = []
+
+    def compute(layer: torch.nn.Linear, hidden: Float[Tensor, "B S H"]) -> Float[Tensor, "B S 1"]:
+        found.append(head_log_probs(rows(hidden), layer.weight, layer.bias, ids, head, wanted))
+        return hidden.new_zeros((*hidden.shape[:-1], 1), dtype=product_dtype(layer.weight))
+
+    def packed() -> Float[Tensor, "kinds N"]:
+        kinds = [found[0].log_probs, *([found[0].entropy] if wanted.entropy_gradient else [])]
+        return torch.stack(kinds)
+
+    with replaced_head(model, compute), returning(model, packed):
+        log_probs, *entropy = model(**inputs).logits.unbind()
+    return replace(found[0], log_probs=log_probs, entropy=entropy[0] if entropy else found[0].entropy)
+
+
+def _completion_tokens(batch: TokenBatch, on_right: bool) -> tuple[Selection, Int[Tensor, " N"], dict[str, Any]]:
+    """What a model is to be given, where it predicts the completions' real tokens, and their places in [B · T].
+
+    They are counted on the CPU: a mask on a GPU would have to be waited for.
+    """
+    width = batch.completion_ids.shape[1]
+    device = batch.input_ids.device
+    row, column = (torch.arange(width) < batch.completion_lengths[:, None]).nonzero(as_tuple=True)
+    places = (row * width + column).to(device, non_blocking=True)
+    if on_right:
+        ids, mask, position_ids = right_padded(batch)
+        kept = ids.shape[1] - 1
+        index = (row * kept + column + batch.prompt_lengths[row] - 1).to(device, non_blocking=True)
+    else:
+        ids, mask, position_ids = batch.input_ids, batch.attention_mask, batch.position_ids
+        kept, index = width, places
+    # The last column predicts a token that nobody sampled: it is left out.
+    inputs = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "position_ids": position_ids[:, :-1]}
+
+    def rows(values: Float[Tensor, "B S D"]) -> Float[Tensor, "N D"]:
+        flat = last_columns(values, kept).flatten(0, 1)
+        return flat if len(flat) == len(index) else flat.index_select(0, index)
+
+    return rows, places, {**inputs, "use_cache": False, "logits_to_keep": kept}
+
+
+def _placed(values: Float[Tensor, " N"], places: Int[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> PerToken:
+    """[B, T] with ``values`` at their places, and 0 elsewhere."""
+    return values.new_zeros(mask.numel()).index_copy(0, places, values).view(mask.shape)
 
 
 def completion_logits(model: "PreTrainedModel", batch: TokenBatch) -> Float[Tensor, "B T V"]:
@@ -98,9 +200,13 @@ def _right_padded_logits(model: "PreTrainedModel", batch: TokenBatch) -> Float[T
 
 def last_logits(model: "PreTrainedModel", length: int, **inputs: Int[Tensor, "B S"]) -> Float[Tensor, "B {length} V"]:
     """[B, length, V] logits at the last ``length`` positions of ``inputs``, in the dtype that the model computes in."""
-    logits = model(**inputs, use_cache=False, logits_to_keep=length).logits
+    return last_columns(model(**inputs, use_cache=False, logits_to_keep=length).logits, length)
+
+
+def last_columns(values: Float[Tensor, "B S D"], length: int) -> Float[Tensor, "B {length} D"]:
+    """The last ``length`` of the S columns."""
     # The backward pass of a slice, be it of everything, would copy the whole gradient.
-    return logits if logits.shape[1] == length else logits[:, -length:]
+    return values if values.shape[1] == length else values[:, -length:]
 
 
 def selective_log_softmax(

@@ -17,7 +17,8 @@ from torch import Tensor
 from app.errors import ConfigurationError
 from app.policy.context import context_length
 from app.policy.evaluating import evaluation
-from app.policy.logprobs import PADS_ON_RIGHT, selective_log_softmax, token_log_probs
+from app.policy.head import HEAD, NotApart, take_apart
+from app.policy.logprobs import PADS_ON_RIGHT, selective_log_softmax, statistics_at, token_log_probs
 from app.policy.packing import build
 from app.policy.sharding.wrapping import inner_model
 
@@ -115,8 +116,9 @@ class TrainingProbe:
     def check(self, model: "PreTrainedModel") -> dict[str, float]:
         """Differences by what was compared. Collective for a sharded model.
 
-        A model that is right under padding at the ends of rows alone is marked for :mod:`app.policy.logprobs`. One that
-        overflows by itself passes: where its numbers arise in the run, they end it by their own name.
+        A model that is right under padding at the ends of rows alone is marked for :mod:`app.policy.logprobs`, and so
+        is one whose log-probs come from its hidden states as they do from its logits. One that overflows by itself
+        passes: where its numbers arise in the run, they end it by their own name.
 
         Raises:
             ProbeFailure: the model is wrong, or raises.
@@ -132,6 +134,7 @@ class TrainingProbe:
             if self.train_mode:
                 found["train mode"] = self._train_mode(model, rows[0], alone[0], temperature)
             self._judge(model, found)
+            self._take_apart(model, rows[0], alone[0], temperature)
             found |= self._padding(model, rows, alone, temperature)
         log.debug("%s, differences in nats a token: %s", family(model), found)
         return found
@@ -149,6 +152,21 @@ class TrainingProbe:
         finally:
             for module, training in modes:
                 module.training = training
+
+    def _take_apart(self, model: "PreTrainedModel", row: list[int], alone: Tensor, temperature: float) -> None:
+        """Marks the model with its output head, or with why log-probs need its logits."""
+        ids = torch.tensor([row], device=self.device)
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        try:
+            setattr(model, HEAD, take_apart(model, ids))
+            own = statistics_at(model, lambda hidden: hidden[0, :-1], ids[0, 1:], temperature, **inputs).log_probs
+            difference = _mean(own - alone)
+            if not difference <= TOLERANCES[self.dtype]:
+                raise NotApart(f"log-probs from its hidden states differ by {difference:.2g} nats from its own")
+        except NotApart as reason:
+            setattr(model, HEAD, str(reason))
+        except MODEL_ERRORS as error:
+            setattr(model, HEAD, f"it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
     def _padding(
         self, model: "PreTrainedModel", rows: list[list[int]], alone: list[Tensor], temperature: float
@@ -186,9 +204,10 @@ class TrainingProbe:
                 )
 
 
-def share_padding(model: Any, other: Any) -> None:
-    """Has ``other``, of the same family, padded as ``model`` is."""
+def share_findings(model: Any, other: Any) -> None:
+    """Has ``other``, of the same family, padded as ``model`` is, and its log-probs made in the same way."""
     setattr(other, PADS_ON_RIGHT, getattr(model, PADS_ON_RIGHT, False))
+    setattr(other, HEAD, getattr(model, HEAD, None))
 
 
 def not_finite(*log_probs: Tensor) -> bool:

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from app.policy.logprobs import (
-    TokenStatistics,
-    entropy_of,
-    log_softmax_and_entropy,
-    selective_log_softmax,
-    token_log_probs,
-)
+from app.policy.logprobs import TokenStatistics, statistics_at, token_log_probs
 from app.policy.packed_rows import PackedRows, packed_tokens
 from app.policy.packing import TokenBatch
 
@@ -96,21 +90,22 @@ def packed_log_probs(
     from app.policy.packed_attention import packed
 
     rows = PackedRows(batch)
-    ids = batch.completion_ids.flatten()[rows.places]
-    inputs = {"input_ids": rows.input_ids, "position_ids": rows.position_ids}
-    # Without a mask, transformers would look for packed rows by itself.
     with packed(rows):
-        logits = model(**inputs, attention_mask=torch.ones_like(rows.input_ids), use_cache=False).logits
-    chosen = rows.predicting(logits[0])[None]
-    entropy = None
-    if entropy_gradient:
-        log_probs, entropy = log_softmax_and_entropy(chosen, ids[None], temperature)
-    else:
-        log_probs = selective_log_softmax(chosen, ids[None], temperature)
-        entropy = entropy_of(chosen.detach(), temperature) if with_entropy else None
-    return TokenStatistics(
-        _placed(log_probs[0], rows, batch), None if entropy is None else _placed(entropy[0], rows, batch)
-    )
+        found = statistics_at(
+            model,
+            lambda values: rows.predicting(values[0]),
+            batch.completion_ids.flatten()[rows.places],
+            temperature,
+            with_entropy,
+            entropy_gradient,
+            input_ids=rows.input_ids,
+            position_ids=rows.position_ids,
+            # Without a mask, transformers would look for packed rows by itself.
+            attention_mask=torch.ones_like(rows.input_ids),
+            use_cache=False,
+        )
+    entropy = None if found.entropy is None else _placed(found.entropy, rows, batch)
+    return TokenStatistics(_placed(found.log_probs, rows, batch), entropy)
 
 
 def _placed(values: Tensor, rows: PackedRows, batch: TokenBatch) -> Tensor:

@@ -102,6 +102,7 @@ def test_fsdp2_is_one_process_with_half_of_the_weights_on_each_rank(single: Path
     for rank in seen:
         agree(one, rank)
         assert rank["kept"] == one["kept"] // 2
+    assert all(metrics["policy/updates/whole_logits"] == 0 for metrics in seen[0]["metrics"])
     assert equal_weights(seen[0]["weights"], seen[1]["weights"])
 
 

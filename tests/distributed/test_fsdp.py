@@ -57,6 +57,7 @@ def ranks(single: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_are_one_process_with_half_of_the_weights_on_each(single: Path, ranks: Path, name: str) -> None:
     one, seen = result(single / SINGLE[name]), [result(ranks / name, rank) for rank in range(2)]
     assert equal_weights(one["initial"], seen[0]["initial"])
+    assert all(metrics["policy/updates/whole_logits"] == 0 for metrics in seen[0]["metrics"])
     for rank in seen:
         agree(one, rank)
         assert rank["kept"] == pytest.approx(one["kept"] / 2, rel=0.01)

@@ -1,5 +1,6 @@
 """The dry run's estimates beside what really built models hold."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,12 +21,14 @@ from app.dry_run.memory import (
 )
 from app.dry_run.plan import meta_policy
 from app.engines.kv_cache import new_cache
+from app.policy import head_log_probs
 from app.policy.logprobs import token_log_probs
 from app.policy.lora import LoraSettings
 from app.policy.models import NewTokenizerSettings, PolicySettings, load_policy
 from app.policy.optimizers import OptimizerSettings, build_optimizer, trained_parameters
 from app.policy.packing import build
 from app.policy.sharding.strategies import Sharding
+from benchmarks.allocations import Allocated
 from tests.dry_run.published import PUBLISHED
 from tests.models import tiny_config
 from tests.running import policy_settings
@@ -112,6 +115,27 @@ def test_with_checkpointing_a_layer_keeps_its_input(precision: str) -> None:
         return training_items(MicroBatch(2, 31, 22, True), deeper, NUMBERS[precision], counts)[0].bytes
 
     assert (estimate(4) - estimate(2)) / 2 == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("precision", list(NUMBERS))
+def test_log_probs_take_what_both_passes_hold_at_most(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the head's own gradient: of 9 rows, 40 tokens each, under a vocabulary of 2,000."""
+    monkeypatch.setattr(head_log_probs, "TILE_ELEMENTS", 2**13)
+    monkeypatch.setattr(head_log_probs, "BLOCK", 128)
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    states = torch.ones(9, 50, 64, dtype=dtype, requires_grad=True)
+    weight, ids = torch.ones(2000, 64, dtype=dtype, requires_grad=True), torch.ones(360, dtype=torch.long)
+    with Allocated([states, weight, ids]) as made, torch.autocast("cpu", enabled=precision == "bf16-mixed"):
+        hidden = states[:, -40:].flatten(0, 1)
+        wanted = head_log_probs.Wanted(entropy=True)
+        log_probs = head_log_probs.head_log_probs(hidden, weight, None, ids, wanted=wanted).log_probs
+        torch.autograd.grad(log_probs.sum(), (hidden, weight))
+    shape = Shape(layers=1, hidden=64, heads=4, kv_heads=2, head_size=16, ffn=176, vocab=2000, context=None)
+    batch, none = MicroBatch(9, 50, 40, True), ParameterCounts(0, 0, 0, 0, 0, 0)
+    estimated = training_items(batch, shape, NUMBERS[precision], none)[1].bytes
+    assert estimated == pytest.approx(made.peak - weight.nbytes, rel=0.2)
+    logits = training_items(replace(batch, whole_logits=True), shape, NUMBERS[precision], none)[1].bytes
+    assert logits > 4 * estimated
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])

@@ -108,8 +108,7 @@ def test_micro_batches_by_tokens_are_counted_at_the_longest_rows(
     code, out, _ = dry_run(workspace, capsys, *options)
     assert code == 0
     assert numbers_after(out, "micro-batches a step") == ["4", "4"]
-    assert numbers_after(out, "logits")[-1].startswith("chunks")
-    assert " 2 × 8 × " in next(line for line in out.splitlines() if line.strip().startswith("logits"))
+    assert " 2 × 8 × 32 × 8 B" in next(line for line in out.splitlines() if line.strip().startswith("log-probs"))
 
 
 def test_ranks_divide_the_batch(workspace: Path, capsys: pytest.CaptureFixture) -> None:

@@ -12,7 +12,9 @@ from torch.utils._pytree import tree_leaves
 from app.data.sft import SFTBatch, collate
 from app.dry_run import memory
 from app.dry_run.memory import MicroBatch, Numbers, ParameterCounts, Shape, training_items
-from app.policy import logprobs
+from app.policy import head_log_probs, logprobs
+from app.policy.head import HEAD
+from app.policy.head_log_probs import OutputHead
 from app.policy.models import load_policy
 from modules.sft import SFTModule
 from tests.running import policy_settings
@@ -43,15 +45,18 @@ def gradients(module: SFTModule, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [1, 200, 2**22])
+@pytest.mark.parametrize("head", [None, OutputHead()], ids=["logits", "hidden"])
 @pytest.mark.parametrize(
     ("dtype", "precision"), [(torch.float64, 1e-12), (torch.float32, 2e-6), (torch.bfloat16, 2e-2)]
 )
 def test_loss_accuracy_and_gradient_are_those_of_cross_entropy(
-    monkeypatch: pytest.MonkeyPatch, chunk: int, dtype: torch.dtype, precision: float
+    monkeypatch: pytest.MonkeyPatch, chunk: int, head: OutputHead | None, dtype: torch.dtype, precision: float
 ) -> None:
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(head_log_probs, "TILE_ELEMENTS", chunk)
     module, batch = make(), collate(EXAMPLES, padding_id=0)
     module.policy.to(dtype)
+    setattr(module.policy, HEAD, head)
     expected, expected_right = cross_entropy(module, batch)
     expected_gradients = gradients(module, expected)
     loss, right = module._summed_loss(batch, ALL)
@@ -114,7 +119,7 @@ def test_float32_exists_in_chunks_alone_and_the_dry_run_knows(monkeypatch: pytes
     assert [size for size in sizes if size[1] > chunk and size[1] != head] == [whole, whole]
     monkeypatch.setattr(memory, "CHUNK_ELEMENTS", 3 * 72)
     shape, counts = Shape.of(module.policy.config), ParameterCounts(0, 0, 0, 0, 0, 0)
-    micro_batch = MicroBatch(3, columns + 2, columns, checkpointing=False)
+    micro_batch = MicroBatch(3, columns + 2, columns, checkpointing=False, whole_logits=True)
     assert training_items(micro_batch, shape, Numbers(2), counts)[1].bytes == 2 * whole[1] + 3 * chunk
 
 

@@ -12,7 +12,7 @@ from app.policy.dropout import switch_off_dropout
 from app.policy.logprobs import token_log_probs
 from app.policy.lora import LoraSettings, WithoutAdapters, add_adapters
 from app.policy.packing import build
-from app.policy.probe import ProbeFailure, TrainingProbe, share_padding
+from app.policy.probe import ProbeFailure, TrainingProbe, share_findings
 from tests.families import COMPLETIONS, PROMPTS, family_policy, family_settings, log_probs_alone, tokenizer
 from tests.running import fit, make_data, make_module, make_rollouts
 
@@ -47,7 +47,7 @@ def test_what_is_wrong_under_left_padding_is_padded_on_the_right(kind: str) -> N
 def test_the_reference_is_padded_as_the_policy_is() -> None:
     policy, reference = family_policy("rwkv"), family_policy("rwkv")
     probe().check(policy)
-    share_padding(policy, reference)
+    share_findings(policy, reference)
     assert max(distances(reference)) < 1e-4
 
 
@@ -55,7 +55,7 @@ def test_adapters_and_the_reference_behind_them_are_padded_alike() -> None:
     policy = add_adapters(family_policy("rwkv"), LoraSettings(target_modules=["key"]), seed=0).eval()
     reference = WithoutAdapters(policy)
     probe().check(policy)
-    share_padding(policy, reference)
+    share_findings(policy, reference)
     batch = build(PROMPTS, COMPLETIONS, pad_id=0)
     with torch.no_grad():
         assert torch.equal(token_log_probs(policy, batch).log_probs, token_log_probs(reference, batch).log_probs)

@@ -1,11 +1,11 @@
 """What a policy is wrapped in on its way to the ranks: sharding and adapters, and the Hugging Face model inside."""
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from app.policy.lora import base_model
+from app.policy.lora import WithoutAdapters, base_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,9 +30,16 @@ def unwrapped(name: str) -> str:
     return name.replace("_fsdp_wrapped_module.", "")
 
 
+def called_model(model: Any) -> torch.nn.Module:
+    """What is called inside FullyShardedDataParallel, hooks and all: the Hugging Face model, or adapters around it,
+    some versions of which call its ``forward`` alone."""
+    model = model.model if isinstance(model, WithoutAdapters) else model
+    return cast("torch.nn.Module", model.module if is_fsdp(model) else model)
+
+
 def inner_model(model: Any) -> "PreTrainedModel":
     """The Hugging Face model inside FullyShardedDataParallel and adapters, its parameters as they are."""
-    return base_model(model.module if is_fsdp(model) else model)
+    return base_model(called_model(model))
 
 
 def plain_model(model: Any) -> "PreTrainedModel":
