@@ -11,7 +11,7 @@ from tests.data.files import REAL_FOLDER, needs_real_files, write_json_lines
 
 GSM8K = ("fit", "--config", "configs/gsm8k/small_policy.yaml")
 MATH = ("validate", "--config", "configs/benchmarks/small_policy.yaml")
-SHAPES = {"qwen2": (), "llama": ("--config", "configs/policies/small_llama.yaml")}
+LLAMA = ("--config", "configs/policies/small_llama.yaml")  # in the place of the small Qwen 2
 TIED = "the completions of every prompt earned the same reward"
 STORIES = [
     ("Anna has 3 bags with 4 marbles in each. She gives 5 away. How many are left?", "3 * 4 = 12. 12 - 5 = 7.", "7"),
@@ -47,42 +47,39 @@ def check_tied_run(folder: Path, shown: str, iterations: int) -> None:
     assert f"iteration {iterations}/{iterations}" in shown
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_fit_on_problems_that_a_new_policy_cannot_solve_says_so_and_goes_on(tmp_path: Path, shape: str) -> None:
+def test_fit_on_problems_that_a_new_policy_cannot_solve_says_so_and_goes_on(tmp_path: Path) -> None:
     """The rows are as openai/grade-school-math writes them."""
     rows = [{"question": text, "answer": f"{steps}\n#### {answer}"} for text, steps, answer in STORIES]
     path = write_json_lines(tmp_path / "train.jsonl", rows)
     columns = ("--data.train.columns", "{problem: question}", "--data.train.answer_format", "after_hashes")
     short = ("--data.prompts_per_iteration", "2", "--data.iterations", "2", "--rollouts.sampling.max_new_tokens", "8")
-    shown = succeed(*GSM8K, *SHAPES[shape], *quiet(tmp_path), "--data.train.path", path, *columns, *short)
+    shown = succeed(*GSM8K, *LLAMA, *quiet(tmp_path), "--data.train.path", path, *columns, *short)
     check_tied_run(tmp_path, shown, 2)
 
 
 @pytest.mark.slow
 @needs_real_files
-@pytest.mark.parametrize("shape", SHAPES)
-def test_fit_on_gsm8k(tmp_path: Path, shape: str) -> None:
+def test_fit_on_gsm8k(tmp_path: Path) -> None:
     path = REAL_FOLDER / "train" / "gsm8k_train.jsonl"
     short = ("--data.iterations", "2", "--rollouts.sampling.max_new_tokens", "16")
-    shown = succeed(*GSM8K, *SHAPES[shape], *quiet(tmp_path), "--data.train.path", path, *short)
+    shown = succeed(*GSM8K, *quiet(tmp_path), "--data.train.path", path, *short)
     check_tied_run(tmp_path, shown, 2)
 
 
 @pytest.mark.slow
 @needs_real_files
-@pytest.mark.parametrize("shape", SHAPES)
-def test_validate_on_math500_and_aime24(tmp_path: Path, shape: str) -> None:
+def test_validate_on_math500_and_aime24(tmp_path: Path) -> None:
     where = ("--data.benchmarks.math500.source.folder", REAL_FOLDER, "--evaluation.folder", tmp_path / "out")
     # the tokenizer's corpus lies beside the folder's other files, the sources look at any depth
     corpus = ("--model.policy.tokenizer.corpus", REAL_FOLDER / "benchmarks" / "math500.jsonl")
     few = ("--evaluation.sampling.max_new_tokens", "8")
-    shown = succeed(*MATH, *SHAPES[shape], *quiet(tmp_path), *where, *corpus, *few)
+    shown = succeed(*MATH, *LLAMA, *quiet(tmp_path), *where, *corpus, *few)
     assert [line.split()[:3] for line in shown.splitlines() if line.startswith(("math500", "aime24"))][:2] == [
         ["math500", "500", "1"],
         ["aime24", "30", "4"],
     ]
     results = read_results(tmp_path / "out")
-    assert results["settings"]["policy"]["config"]["model_type"] == shape
+    assert results["settings"]["policy"]["config"]["model_type"] == "llama"
     assert results["benchmarks"]["math500"]["scores"]["accuracy"]["value"] <= 0.02
     assert results["benchmarks"]["aime24"]["scores"]["truncation_rate"]["value"] > 0
 
