@@ -3,6 +3,7 @@
 from callbacks.benchmark_evaluation import BenchmarkEvaluation
 from callbacks.collapse_alarms import CollapseAlarms
 from callbacks.completions_table import CompletionsTable
+from callbacks.credit_audit import CreditAudit
 from callbacks.credit_page import CreditPage
 from callbacks.hf_export import HFExport
 from callbacks.iteration_checkpoint import IterationCheckpoint
@@ -16,6 +17,7 @@ __all__ = [
     "BenchmarkEvaluation",
     "CollapseAlarms",
     "CompletionsTable",
+    "CreditAudit",
     "CreditPage",
     "HFExport",
     "IterationCheckpoint",

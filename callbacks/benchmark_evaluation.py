@@ -92,7 +92,7 @@ class BenchmarkEvaluation(Callback):
         self._resources = ExitStack()
         pl_module.check_weights(*_moment(trainer))
         folder = self._output_folder(trainer)
-        self._active = self._ready_engine(trainer, pl_module)
+        self._active = self.ready_engine(trainer, pl_module)
         self._record = EvaluationRecord(trainer, pl_module, self.plan, self._active, folder)
         self._grader = self._resources.enter_context(self.plan.new_grader())
         self._grade_anew(trainer)
@@ -210,7 +210,7 @@ class BenchmarkEvaluation(Callback):
             self._own_engine.close()
             self._own_engine = None
 
-    def _ready_engine(self, trainer: Trainer, module: "PolicyModule") -> RolloutEngine:
+    def ready_engine(self, trainer: Trainer, module: "PolicyModule") -> RolloutEngine:
         """The engine with the policy's current weights: its own, the rollouts', or plain transformers."""
         rollouts = [callback for callback in trainer.callbacks if isinstance(callback, RolloutCallback)]
         if self.engine is None and rollouts:

@@ -10,7 +10,7 @@ from app.policy.models import check_path
 from modules.grpo_lambda import GRPOLambdaModule
 
 if TYPE_CHECKING:
-    from callbacks import BenchmarkEvaluation, RolloutCallback
+    from callbacks import BenchmarkEvaluation, CreditAudit, RolloutCallback
     from datamodules.base import ProblemDataModule
     from modules.policy_module import PolicyModule
 
@@ -42,6 +42,22 @@ def check_parts(
         _check_rl(module, data, rollouts)
     elif subcommand == "fit" and rollouts is not None:
         raise ConfigurationError(f"{type(module).__name__} learns from examples: leave rollouts out", key="rollouts")
+
+
+def check_audit(
+    subcommand: str, audit: "CreditAudit", data: "ProblemDataModule", rollouts: "RolloutCallback | None"
+) -> None:
+    """Refuses an audit of what is not there.
+
+    Raises:
+        ConfigurationError: naming the key to change.
+    """
+    if subcommand == "validate":
+        audit.audited_benchmark(data.benchmark_names)
+    elif rollouts is None:
+        raise ConfigurationError("needs the rollouts of GRPO-λ: leave it out of the supervised stage", key="audit")
+    elif hasattr(data, "prompts_per_iteration"):
+        audit.check_problems(data.prompts_per_iteration, data.iterations)
 
 
 def _check_rl(module: GRPOLambdaModule, data: "ProblemDataModule", rollouts: "RolloutCallback | None") -> None:

@@ -71,6 +71,7 @@ PARTS: dict[str, tuple[str, Any]] = {
         for key, meaning in {
             "rollouts": "How completions are made and rewarded: needed by GRPO-λ, refused in the supervised stage.",
             "evaluation": "Benchmarks beside training and under `validate`; null leaves them out.",
+            "audit": "The credit audit (docs/audit.md), beside training and under `validate`; null leaves it out.",
             "traces": "Diagnostics of the eligibility traces; null leaves them out.",
             "completions": "Sample completions in TensorBoard; null leaves them out.",
             "credit": "The credit of tokens as a page and as pictures ([credit.md](credit.md)); null leaves them out.",

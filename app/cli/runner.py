@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from app.cli.checks import check_parts
+from app.cli.checks import check_audit, check_parts
 from app.cli.errors import Source, check_keys, parameters, read_sources
 from app.cli.failures import ending
 from app.cli.run_logger import RunLogger
@@ -32,6 +32,7 @@ from callbacks import (
     BenchmarkEvaluation,
     CollapseAlarms,
     CompletionsTable,
+    CreditAudit,
     CreditPage,
     HFExport,
     IterationCheckpoint,
@@ -54,7 +55,9 @@ BY_BARE_NAME = (
     *(JsonLinesSource, HubSource, RegisteredSource, SyntheticSource),
 )
 # Each is a key of its own, so that `--rollouts.group_size 4` works; null (the default) leaves it out.
+# In the order in which the trainer asks them: an audit is over before the iteration's rollout begins to be timed.
 CALLBACKS: dict[str, type] = {
+    "audit": CreditAudit,
     "rollouts": RolloutCallback,
     "evaluation": BenchmarkEvaluation,
     "traces": TraceLogging,
@@ -71,6 +74,7 @@ SEEDED = (
     "data.init_args.seed",
     "rollouts.init_args.seed",
     "evaluation.init_args.seed",
+    "audit.init_args.seed",
 )
 TRAINER_DEFAULTS: dict[str, Any] = {
     "max_epochs": 1,
@@ -116,8 +120,10 @@ class GRPOLambdaCLI(LightningCLI):
         self.config_init = self.parser.instantiate_classes(self.config)
         self.datamodule = self._get(self.config_init, "data")
         self.model = self._get(self.config_init, "model")
-        rollouts, evaluation = (self._get(self.config_init, key) for key in ("rollouts", "evaluation"))
+        rollouts, evaluation, audit = (self._get(self.config_init, key) for key in ("rollouts", "evaluation", "audit"))
         check_parts(self.subcommand, self.model, self.datamodule, rollouts, evaluation)
+        if audit is not None:
+            check_audit(self.subcommand, audit, self.datamodule, rollouts)
         if self._get(self.config_init, "dry_run"):
             self._dry_run()
         else:
@@ -151,7 +157,9 @@ class GRPOLambdaCLI(LightningCLI):
     def _dry_run(self) -> None:
         from app.dry_run import Parts, dry_run, evaluation_dry_run
 
-        parts = {key: self._get(self.config_init, key) for key in ("rollouts", "evaluation", "checkpoint", "export")}
+        parts = {
+            key: self._get(self.config_init, key) for key in ("rollouts", "evaluation", "audit", "checkpoint", "export")
+        }
         trainer, name = dict(self._get(self.config_init, "trainer")), self._get(self.config_init, "name")
         given = Parts(module=self.model, data=self.datamodule, trainer=trainer, name=name, **parts)
         print(dry_run(given) if self.subcommand == "fit" else evaluation_dry_run(given))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from app.data.prompts import PLACEHOLDER, PromptEncoder
 from app.data.shown_prompt import show_prompt
+from app.dry_run.audit import audit_section
 from app.dry_run.plan import Parts, meta_policy
 from app.dry_run.sources import Resolved, policy_place, resolve
 from app.engines.engine import SamplingSettings
@@ -56,6 +57,7 @@ def evaluation_dry_run(parts: Parts) -> str:
         f"model\n  policy        {policy_place(parts.module.policy_settings)}",
         _table(planned),
         "problems\n" + "\n".join(f"  {each.name:<14}{each.resolved.where}" for each in planned),
+        *audit_section(parts, fit=False),
         *_prompts(planned, ends),
         *_expected(parts, parts.evaluation, planned),
         "\n".join(["warnings", *(f"  - {line}" for line in [*_warnings(planned, context)] or ["none"])]),

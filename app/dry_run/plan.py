@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from app.data.prompts import PromptEncoder
     from app.data.shown_prompt import ShownPrompt
     from app.policy.models import PolicySettings
-    from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint, RolloutCallback
+    from callbacks import BenchmarkEvaluation, CreditAudit, HFExport, IterationCheckpoint, RolloutCallback
     from datamodules.base import ProblemDataModule
     from modules.policy_module import PolicyModule
 
@@ -35,6 +35,7 @@ class Parts:
     data: "ProblemDataModule"
     rollouts: "RolloutCallback | None"
     evaluation: "BenchmarkEvaluation | None"
+    audit: "CreditAudit | None"
     checkpoint: "IterationCheckpoint | None"
     export: "HFExport | None"
     trainer: Mapping[str, Any]

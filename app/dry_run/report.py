@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.dry_run.advice import check_plan, warnings_of
+from app.dry_run.audit import audit_section
 from app.dry_run.batches import batch_counts
 from app.dry_run.layout import BYTES
 from app.dry_run.memory import (
@@ -50,6 +51,7 @@ def dry_run(parts: Parts) -> str:
         _section("processes", _processes(plan)),
         _batches(plan, counts),
         _memory(items),
+        *audit_section(parts, fit=True),
         _section("a prompt", plan.first_prompt.rows()),
         _warnings(warnings),
     ]

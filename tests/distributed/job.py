@@ -25,7 +25,7 @@ from app.rewards.reward import RewardSample
 from app.rollout.collection import TruncationSettings
 from app.rollout.schedule import ScheduleSettings
 from app.rollout.update_plan import UpdateSettings
-from callbacks import BenchmarkEvaluation, HFExport, IterationCheckpoint, TraceLogging
+from callbacks import BenchmarkEvaluation, CreditAudit, HFExport, IterationCheckpoint, TraceLogging
 from tests.distributed.fsdp_on_cpu import FSDPOnCPU
 from tests.running import (
     always_one,
@@ -111,6 +111,8 @@ def make(job: dict[str, Any]) -> tuple[Any, Any, list[Callback]]:
     sampling = SamplingSettings(max_new_tokens=job.get("max_new_tokens", 10))
     score = ImportedReward(path=job.get("reward", "tests.running:digit_share"))
     callbacks: list[Callback] = [make_rollouts(rewards=[score], sampling=sampling, **grouped(job.get("rollouts", {})))]
+    if "audit" in job:
+        callbacks.insert(0, CreditAudit(**job["audit"]))
     if job.get("traces"):
         callbacks.append(TraceLogging())
     if benchmarks:

@@ -32,6 +32,7 @@ from tests.distributed.launch import launch, result, untimed
 from tests.running import equal_weights, make_module, policy_settings
 
 pytestmark = pytest.mark.slow
+AUDIT = {"every_n_iterations": 2, "problems": 4, "completions": 2, "cut_points": 2, "continuations": 2}
 SEVERAL_ENDS = {"eos_token_id": [1, 7], "temperature": 0.6}
 """Of the folder that one job starts from. transformers does not save it: there is no ``do_sample``."""
 
@@ -53,7 +54,7 @@ def ddp_jobs(root: Path) -> list[dict[str, Any]]:
     return [
         {**plain, "folder": str(root / "plain"), "save_every": 2},
         {**plain, **UNEVEN, "folder": str(root / "uneven")},
-        {**plain, "folder": str(root / "resumed"), "resume": str(root / "plain" / SAVED)},
+        {**plain, "folder": str(root / "resumed"), "resume": str(root / "plain" / SAVED), "audit": AUDIT},
         {**plain, **LORA, "folder": str(root / "lora")},
         {**plain, **ENTROPY, "folder": str(root / "entropy")},
     ]
@@ -66,7 +67,7 @@ def fsdp2_jobs(root: Path, single: Path) -> list[dict[str, Any]]:
     return [
         {**plain, "folder": str(root / "sharded"), "save_every": 2, "export": True},
         {**whole, "folder": str(root / "whole"), "save_every": 2, "export": True},
-        {**plain, "folder": str(root / "sharded-resumed"), "resume": str(root / "sharded" / SAVED)},
+        {**plain, "folder": str(root / "sharded-resumed"), "resume": str(root / "sharded" / SAVED), "audit": AUDIT},
         {**whole, "folder": str(root / "whole-resumed"), "resume": str(root / "whole" / SAVED)},
         {**plain, "folder": str(root / "from-single"), "resume": str(single / "plain" / SAVED)},
         {**plain, **UNEVEN, "folder": str(root / "uneven")},
@@ -223,3 +224,11 @@ def test_offloading_changes_nothing_bit_for_bit(ranks: Path) -> None:
 @pytest.mark.parametrize("name", ["low", "mixed"])
 def test_low_precision_keeps_master_weights_and_the_algorithm_in_float32(ranks: Path, name: str) -> None:
     computes_low_and_keeps_float32(result(ranks / "fsdp2" / name))
+
+
+@pytest.mark.parametrize("name", ["ddp/resumed", "fsdp2/sharded-resumed"])
+def test_a_credit_audit_on_two_ranks_has_the_problems_of_both(ranks: Path, name: str) -> None:
+    """That it changes nothing is seen above: the runs that these go on with had none."""
+    for iteration in (2, 4):
+        found = json.loads((ranks / name / f"audit/iteration-{iteration:06d}.json").read_text())
+        assert len(set(found["segments"]["problem"])) == found["problems"] == 4
