@@ -206,10 +206,11 @@ class Family:
         said = io.StringIO()
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             code = main(["fit", "--config", str(folder / "run.json"), *extra])
+        line = _last_line(said.getvalue()).removesuffix(f" (in {folder / 'run.json'})")
         if code == 2:
-            raise ConfigurationError(_last_line(said.getvalue()))
+            raise ConfigurationError(line)
         if code != 0:
-            raise Failed(f"exit code {code}: {_last_line(said.getvalue())}")
+            raise Failed(f"exit code {code}: {line}")
 
 
 _FSDP2: dict[str, Any] = {"trainer": {"strategy": {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}}}

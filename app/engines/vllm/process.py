@@ -138,7 +138,8 @@ class EngineProcess:
             self._raise_died(header, error)
         if "error" in answer:
             if answer.get("configuration"):
-                raise ConfigurationError(answer["error"])
+                key = answer.get("key")
+                raise ConfigurationError(answer["error"].removeprefix(f"{key}: "), key=key)
             raise EngineFailure(_kind(header, "refused"), f"the engine could not {header['op']}: {answer['error']}")
         return answer
 

@@ -36,7 +36,7 @@ class EngineServer:
         try:
             return getattr(self, f"on_{header['op']}")(header, payload) or {}
         except ConfigurationError as error:
-            return {"error": str(error), "configuration": True}
+            return {"error": str(error), "configuration": True, "key": error.key}
         except Exception as error:  # noqa: BLE001  it is the trainer that has to know, whatever it is
             traceback.print_exc()
             return {"error": f"{type(error).__name__}: {error}"}

@@ -150,8 +150,9 @@ def test_by_address(module: Owner) -> None:
     command = [sys.executable, "-m", "app.engines.vllm.server", "--listen", listen]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        with pytest.raises(ConfigurationError, match=r"no kernel for heads of 24 .* choose one of 32"):
+        with pytest.raises(ConfigurationError, match=r"^engine: .*no kernel for heads of 24 .* choose one of 32") as no:
             VLLMEngine(placement="separate", address=listen).start(owner(hidden_size=96))
+        assert no.value.key == "engine"
         with pytest.raises(EngineFailure, match="kv cache") as raised:
             VLLMEngine(placement="separate", address=listen, kv_cache_gib=100_000).start(module)
         assert raised.value.kind == "start"
