@@ -14,7 +14,7 @@ from app.report.comparison import differences_of, outcomes_of
 from app.report.export import write_tables
 from app.report.plan import read_plan
 from app.report.plots import draw
-from app.report.runs import runs_of
+from app.report.runs import Run, runs_of
 from app.report.scheduling import State, execute_all
 from app.report.tables import report
 from app.storage.durable import write_bytes
@@ -24,14 +24,17 @@ FULL, SHORT = Path("configs/report/plans/full.yaml"), Path("configs/report/plans
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 where every run is finished; 1 where one failed, which the report names; 2 for a plan that cannot work."""
+    """0 where no run failed; 1 where one did, which the report names; 2 for a plan that cannot work."""
     options = _options(arguments)
     try:
         plan = read_plan(options.plan)
         state = State(plan, options.folder)
-        with FolderLock(options.folder, "--folder", "a report"):
-            _run(state, options.workers, options.no_runs)
-            _write(state, options.output or options.folder / "results")
+        if options.no_runs:  # also while another process goes on with them
+            _look(state)
+        else:
+            with FolderLock(options.folder, "--folder", "a report"):
+                _run(state, options.workers)
+        _write(state, options.output or options.folder / "results")
     except ConfigurationError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -56,12 +59,18 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _run(state: State, workers: int, no_runs: bool) -> None:
+def _run(state: State, workers: int) -> None:
+    runs = _look(state)
+    if len(state.finished) < len(runs):
+        execute_all(state, runs, workers, lambda line: print(line, flush=True))
+
+
+def _look(state: State) -> list[Run]:
+    """All planned runs, of which those that are finished are then known."""
     runs = runs_of(state.plan)
     state.look(runs)
     print(f"{len(state.finished)} of {len(runs)} planned runs are done in {state.folder}", flush=True)
-    if not no_runs and len(state.finished) < len(runs):
-        execute_all(state, runs, workers, lambda line: print(line, flush=True))
+    return runs
 
 
 def _write(state: State, output: Path) -> None:

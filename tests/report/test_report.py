@@ -18,6 +18,7 @@ from app.report.plan import read_plan
 from app.report.runs import Run, runs_of
 from app.report.scheduling import State
 from app.report.worker import LOG, Request, execute, read_result
+from app.storage.lock import FolderLock
 from tests.command_line import ROOT, environment
 
 REWARD = {"class_path": "ImportedReward", "init_args": {"path": "tests.running:digit_share"}}
@@ -136,7 +137,10 @@ def test_what_is_missing_is_named_in_the_tables(done: Done, tmp_path: Path, caps
     (done.folder / name / "result.json").unlink()
     (done.folder / name / "failure.json").write_text(json.dumps({"line": "exit code 1, tried 2 times: it broke"}))
     words = ["--plan", str(done.plan), "--folder", str(done.folder), "--output", str(tmp_path), "--no_runs"]
-    assert main(words) == 1
+    with FolderLock(done.folder, "--folder", "a report"):  # as a report that is still running
+        assert main(words) == 1
+        assert main([*words[:-1], "--workers", "1"]) == 2
+    assert "is writing a report there" in capsys.readouterr().err
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     (done.folder / name / "failure.json").unlink()
     (done.folder / name / "result.json").write_bytes(kept)
