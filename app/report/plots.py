@@ -39,7 +39,8 @@ def _curves(state: State) -> Figure:
         axis.set(title=task, xlabel="iteration")
         axis.grid(alpha=0.3)
     axes[0][0].set(ylabel=f"train reward (mean over {SMOOTHED} iterations)")
-    axes[0][-1].legend(frameon=False, fontsize=8)
+    if axes[0][-1].lines:
+        axes[0][-1].legend(frameon=False, fontsize=8)
     return figure
 
 

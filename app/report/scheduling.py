@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from app.errors import ConfigurationError
@@ -90,9 +91,13 @@ def sweep_areas(state: State, task: str, method: str) -> dict[float, float]:
     areas: dict[float, float] = {}
     for rate, runs in sweep_names(state.plan, task, method).items():
         if all(name in state.finished for name in runs):
-            rewards = [state.finished[name]["curves"]["reward"] for name in runs]
-            areas[rate] = sum(sum(row) / len(row) for row in rewards) / len(rewards)
+            areas[rate] = fmean(area_of(state.finished[name]) for name in runs)
     return areas
+
+
+def area_of(result: Mapping[str, Any]) -> float:
+    """The area under the train reward of a finished run: its mean."""
+    return fmean(result["curves"]["reward"])
 
 
 def chosen_rate(areas: Mapping[float, float]) -> float:

@@ -1,13 +1,14 @@
 """The report's page: tables in Markdown, with what is missing named."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 from app.evaluation.intervals import Interval
 from app.report.comparison import PRIMARY, Difference, Key, Outcome
 from app.report.measures import NAMES
 from app.report.plan import Plan
 from app.report.runs import runs_of, sweep_names
-from app.report.scheduling import State, chosen_rate, sweep_areas
+from app.report.scheduling import State, area_of, chosen_rate, sweep_areas
 
 LEVEL = 0.05
 SHARES = ("area", "last", "heldout_middle", "heldout_end")
@@ -122,7 +123,7 @@ def _rates(state: State) -> str:
     for task in plan.tasks:
         for method in (name for name, each in plan.methods.items() if each.rate_of is None):
             areas = sweep_areas(state, task, method)
-            shown = [f"{areas[rate]:.3f}" if rate in areas else "missing" for rate in sweep_names(plan, task, method)]
+            shown = [_swept(state, names) for names in sweep_names(plan, task, method).values()]
             rows.append([task, method, *shown, _chosen(areas, plan.sweep.rates) if areas else ""])
     borrowed = [f"{name} that of {each.rate_of}" for name, each in plan.methods.items() if each.rate_of]
     note = f"\n\nWithout a sweep of their own: {'; '.join(borrowed)}." if borrowed else ""
@@ -132,6 +133,15 @@ def _rates(state: State) -> str:
     return f"{about}\n\n{table(rows)}{note}"
 
 
+def _swept(state: State, names: Sequence[str]) -> str:
+    """The mean area of a rate's finished runs; a rate that lacks one is not chosen."""
+    areas = [area_of(state.finished[name]) for name in names if name in state.finished]
+    if not areas:
+        return "missing"
+    count = "" if len(areas) == len(names) else f" ({len(areas)} of {len(names)})"
+    return f"{fmean(areas):.3f}{count}"
+
+
 def _chosen(areas: Mapping[float, float], rates: Sequence[float]) -> str:
     rate = chosen_rate(areas)
     edge = " (at the edge of the sweep)" if rate in (min(rates), max(rates)) else ""
@@ -139,12 +149,14 @@ def _chosen(areas: Mapping[float, float], rates: Sequence[float]) -> str:
 
 
 def _missing(state: State) -> str:
-    runs = runs_of(state.plan)
     failed = [f"- {name}: {line}" for name, line in state.failed.items()]
-    waiting = [run.name for run in runs if run.name not in state.finished and run.name not in state.failed]
-    if not failed and not waiting:
-        return "None."
-    return "\n".join([*failed, *(f"- {name}: not run yet" for name in waiting)])
+    waiting: dict[str, list[str]] = {}
+    for run in runs_of(state.plan):
+        if run.name not in state.finished and run.name not in state.failed:
+            place, _, last = run.name.rpartition("/")
+            waiting.setdefault(place, []).append(last)
+    lines = [*failed, *(f"- {place}: not run yet: {', '.join(names)}" for place, names in waiting.items())]
+    return "\n".join(lines) or "None."
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

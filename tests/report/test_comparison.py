@@ -93,7 +93,8 @@ def test_a_missing_run_takes_its_pair_along_and_is_counted() -> None:
     assert "| better | base | 3 of 4 | +0.100 (+0.100 to +0.100) |" in page
     assert "| other | base | none yet |" in page
     assert "Larger: better (against base). Cannot be told apart: other (against base)." in page
-    assert "- early/runs/base/seed-1001: not run yet" in page
+    assert "- early/runs/base: not run yet: seed-1001\n" in page
+    assert "- late/runs/other: not run yet: seed-1001, seed-2001, seed-1002, seed-2002\n" in page
 
 
 def test_an_area_of_nothing_has_no_relative_form() -> None:
