@@ -123,8 +123,10 @@ def _rates(state: State) -> str:
     for task in plan.tasks:
         for method in (name for name, each in plan.methods.items() if each.rate_of is None):
             areas = sweep_areas(state, task, method)
-            shown = [_swept(state, names) for names in sweep_names(plan, task, method).values()]
-            rows.append([task, method, *shown, _chosen(areas, plan.sweep.rates) if areas else ""])
+            swept = sweep_names(plan, task, method).values()
+            over = all(name in state.finished or name in state.failed for names in swept for name in names)
+            chosen = _chosen(areas, plan.sweep.rates) if areas and over else "not yet"
+            rows.append([task, method, *(_swept(state, names) for names in swept), chosen])
     borrowed = [f"{name} that of {each.rate_of}" for name, each in plan.methods.items() if each.rate_of]
     note = f"\n\nWithout a sweep of their own: {'; '.join(borrowed)}." if borrowed else ""
     about = (
