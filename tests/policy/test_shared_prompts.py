@@ -187,6 +187,7 @@ def test_budgets_hold_more_rows_where_prompts_are_shared() -> None:
         ("bloom", "attention .* is not one that transformers calls as sdpa"),
         ("gpt_oss", "attention .eager. is not"),
         ("llama4_text", "counts positions by itself"),
+        ("hrm_text", "log-probs would differ by"),  # its loops make more of rounding
     ],
 )
 def test_families_that_cannot_stay_as_they_are(kind: str, reason: str) -> None:
