@@ -22,6 +22,7 @@ from app.dry_run.memory import (
 from app.dry_run.plan import meta_policy
 from app.engines.kv_cache import new_cache
 from app.policy import head_log_probs
+from app.policy.head import is_plain_head
 from app.policy.logprobs import token_log_probs
 from app.policy.lora import LoraSettings
 from app.policy.models import NewTokenizerSettings, PolicySettings, load_policy
@@ -150,6 +151,14 @@ def test_the_cache_is_as_large_as_the_engines_own(precision: str) -> None:
     estimated = generation_items(6, 64, shape, NUMBERS[precision])[0].bytes / (1 + 1 / shape.layers)
     assert held <= 1.02 * estimated
     assert held >= estimated / 1.13
+
+
+def test_adapters_on_the_head_are_known_to_need_whole_logits() -> None:
+    plain = policy_settings()
+    adapted = replace(plain, lora=LoraSettings(r=2, target_modules=("lm_head",)))
+    assert is_plain_head(meta_policy(plain))
+    assert is_plain_head(meta_policy(replace(plain, lora=LoraSettings(r=2))))
+    assert not is_plain_head(meta_policy(adapted))
 
 
 def test_shards_divide_what_is_held_and_the_larger_phase_counts() -> None:

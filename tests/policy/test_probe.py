@@ -1,6 +1,7 @@
 """Families that mean something else by padding, later tokens or train mode: refused in a line, or made right."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from app.policy.lora import LoraSettings, WithoutAdapters, add_adapters
 from app.policy.packing import build
 from app.policy.probe import ProbeFailure, TrainingProbe, share_findings
 from tests.families import COMPLETIONS, PROMPTS, family_policy, family_settings, log_probs_alone, tokenizer
-from tests.running import fit, make_data, make_module, make_rollouts
+from tests.running import fit, make_data, make_module, make_rollouts, policy_settings
 
 CPU = torch.device("cpu")
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64} | {
@@ -129,6 +130,15 @@ def test_fit_refuses_before_anything_is_generated(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no causal language model"):
         fit(tmp_path, module, make_data(), [make_rollouts()])
     assert module.experience is None
+
+
+def test_a_run_that_needs_whole_logits_says_so(tmp_path: Path) -> None:
+    adapted = replace(policy_settings(), lora=LoraSettings(r=2, target_modules=("lm_head",)))
+    with pytest.warns(UserWarning, match=r"llama .*: log-probs are made of whole logits.*no plain linear layer"):
+        trainer = fit(tmp_path, make_module(policy=adapted), make_data(1, 2), [make_rollouts()])
+    assert trainer.callback_metrics["policy/updates/whole_logits"] == 1
+    trainer = fit(tmp_path, make_module(), make_data(1, 2), [make_rollouts()])
+    assert trainer.callback_metrics["policy/updates/whole_logits"] == 0
 
 
 # ── rotary embeddings that change in mid-row ──
