@@ -6,6 +6,8 @@ ended leave the batch. Nothing is copied from the trainer: ``sync`` only takes n
 Shapes: B rows of one batch, L of them still live, P prompts, S width of the prompts, T longest completion.
 """
 
+import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,15 +25,17 @@ from app.policy.context import context_length
 from app.policy.decoding import forbidden_ids
 from app.policy.evaluating import evaluation_mode
 from app.policy.packing import pad_left, positions
+from app.policy.probe import family
 from app.policy.sharding.gathering import whole_parameters
 from app.stopping import STOP
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
 CHECK_EVERY = 4
 """Steps between two looks for ended rows: on a GPU each look waits for the device."""
-DROP_SHARE = 1 / 8
+DROP_SHARE = 1 / 16
 """Share of a batch's rows that must have ended before they are dropped, which copies the cache."""
 
 Row = tuple[int, int]
@@ -39,20 +43,21 @@ Row = tuple[int, int]
 
 
 class TransformersEngine(RolloutEngine):
-    """Samples with the module's own policy, under ``no_grad`` and in eval mode (restored afterwards).
+    """Samples with the module's own policy, in inference mode and in eval mode (restored afterwards).
 
     Args:
         max_batch_rows: rows decoded together; more are done in turns, without effect on what is drawn.
 
     Attributes:
         pads: whether prompts of unequal lengths may share a batch; ``start`` finds it out.
+        streams: whether the cache is that of :mod:`app.engines.streamed_attention`; ``start`` finds it out.
     """
 
     def __init__(self, max_batch_rows: int = 256) -> None:
         if max_batch_rows < 1:
             raise ConfigurationError(f"must be at least 1, got {max_batch_rows}", key="engine.max_batch_rows")
         self.max_batch_rows = max_batch_rows
-        self.pads = True
+        self.pads, self.streams = True, False
         self._module: PolicyOwner | None = None
 
     def start(self, module: PolicyOwner) -> None:
@@ -61,8 +66,18 @@ class TransformersEngine(RolloutEngine):
         Raises:
             ConfigurationError: it does not, with this engine.
         """
-        self._module = module
-        self.pads = bears_padding(module, partial(self._completions, module))
+        from app.engines.streamed_attention import may_stream
+
+        self._module, draw = module, partial(self._completions, module)
+        self.streams = may_stream(module.policy, module.compute_dtype)
+        try:
+            self.pads = bears_padding(module, draw)
+        except ConfigurationError as reason:
+            if not self.streams:
+                raise
+            log.info("%s keeps transformers' attention, which is slower on a CPU: %s", family(module.policy), reason)
+            self.streams = False
+            self.pads = bears_padding(module, draw)
 
     def sync(self, module: PolicyOwner) -> None:
         """Keeps a reference: the weights are the policy's own."""
@@ -82,7 +97,7 @@ class TransformersEngine(RolloutEngine):
             raise RuntimeError("the engine is not started: call start(module) before generate")
         return self._completions(self._module, requests, self.pads)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def _completions(
         self, module: PolicyOwner, requests: Sequence[GenerationRequest], pads: bool
     ) -> list[list[Completion]]:
@@ -92,7 +107,7 @@ class TransformersEngine(RolloutEngine):
         # Ranks decode for as long as their own completions last: no step may wait for another rank.
         with whole_parameters(policy), evaluation_mode(policy), STOP.interruptible():
             for rows in self._batches(requests, pads):
-                done |= _Batch(module, requests, rows).run()
+                done |= _Batch(module, requests, rows, self.streams).run()
         return [[done[number, i] for i in range(request.n)] for number, request in enumerate(requests)]
 
     def _batches(self, requests: Sequence[GenerationRequest], pads: bool) -> Iterator[list[Row]]:
@@ -136,8 +151,11 @@ class _Live:
 class _Batch:
     """One batch from prefill to the last row's end."""
 
-    def __init__(self, module: PolicyOwner, requests: Sequence[GenerationRequest], rows: list[Row]) -> None:
+    def __init__(
+        self, module: PolicyOwner, requests: Sequence[GenerationRequest], rows: list[Row], streams: bool
+    ) -> None:
         from app.engines.kv_cache import cache_argument, new_cache
+        from app.engines.streamed_attention import streamed_attention, streamed_cache
 
         self.policy, self.rows = module.policy, rows
         first = requests[rows[0][0]]
@@ -149,7 +167,8 @@ class _Batch:
         unknown = forbidden_ids(self.sampling, module.tokenizer, self.policy)
         self.forbidden = torch.tensor(unknown, device=self.device) if unknown else None
         self.context = context_length(self.policy.config)
-        self.cache = new_cache(self.policy.config)
+        self.attention = streamed_attention() if streams else contextlib.nullcontext()
+        self.cache = (streamed_cache if streams else new_cache)(self.policy.config)
         self.cached = {cache_argument(self.policy): self.cache, "use_cache": True}
         self.numbers = list(dict.fromkeys(number for number, _ in rows))
         self.prompts = [requests[number].prompt_ids for number in self.numbers]
@@ -159,6 +178,10 @@ class _Batch:
 
     def run(self) -> dict[Row, Completion]:
         logits, live = self._prefill()
+        with self.attention:
+            return self._decode(logits, live)
+
+    def _decode(self, logits: Tensor, live: _Live) -> dict[Row, Completion]:
         done: dict[Row, Completion] = {}
         steps = live.ids.shape[1]
         for step in range(steps):
