@@ -1,7 +1,7 @@
 """What a rollout engine is: prompts' token ids in, sampled completions out. Every engine keeps this contract."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -117,13 +117,24 @@ class PolicyOwner(Protocol):
     def compute_dtype(self) -> "torch.dtype": ...
 
 
+Ended = tuple[int, int, Completion]
+"""(number of the request, index of the completion, the completion)."""
+
+
 class RolloutEngine(Protocol):
     """Generates completions with the policy's current weights.
 
     ``start`` is called once before the first ``sync``; ``sync`` hands over the policy's weights and is called
     before every round of generation whose weights may have changed; ``close`` frees everything, may be called
     twice, and is called on errors and signals too.
+
+    Attributes:
+        on_ended: where a caller has set it, ``generate`` hands it completions as soon as they have ended, several at
+            once and in any order, in the thread that generates. An engine that does not know of them before its end
+            leaves it alone; what ``generate`` returns is the same.
     """
+
+    on_ended: Callable[[Sequence[Ended]], None] | None = None
 
     def start(self, module: PolicyOwner) -> None: ...
 

@@ -1,10 +1,10 @@
 """What an engine's failure is called, and the one restart that a rollout may cost."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from app.engines.engine import Completion, GenerationRequest, PolicyOwner, RolloutEngine
+from app.engines.engine import Completion, Ended, GenerationRequest, PolicyOwner, RolloutEngine
 from app.errors import CommonError
 from app.stopping import STOP
 
@@ -68,6 +68,15 @@ class GuardedEngine:
             StopRequested: on all ranks, where a signal has reached one of them.
         """
         return STOP.together(lambda: self._generate(requests))
+
+    @property
+    def on_ended(self) -> Callable[[Sequence[Ended]], None] | None:
+        """That of the engine inside; see :class:`app.engines.engine.RolloutEngine`."""
+        return getattr(self.engine, "on_ended", None)
+
+    @on_ended.setter
+    def on_ended(self, listener: Callable[[Sequence[Ended]], None] | None) -> None:
+        self.engine.on_ended = listener
 
     def _generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         try:

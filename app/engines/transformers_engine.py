@@ -8,7 +8,7 @@ Shapes: B rows of one batch, L of them still live, P prompts, S width of the pro
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from app.engines.engine import Completion, FinishReason, GenerationRequest, PolicyOwner, RolloutEngine
+from app.engines.engine import Completion, Ended, FinishReason, GenerationRequest, PolicyOwner, RolloutEngine
 from app.engines.probe import bears_padding
 from app.engines.sampling import draw, uniforms
 from app.engines.stop_strings import StopStrings
@@ -107,7 +107,7 @@ class TransformersEngine(RolloutEngine):
         # Ranks decode for as long as their own completions last: no step may wait for another rank.
         with whole_parameters(policy), evaluation_mode(policy), STOP.interruptible():
             for rows in self._batches(requests, pads):
-                done |= _Batch(module, requests, rows, self.streams).run()
+                done |= _Batch(module, requests, rows, self.streams, self.on_ended).run()
         return [[done[number, i] for i in range(request.n)] for number, request in enumerate(requests)]
 
     def _batches(self, requests: Sequence[GenerationRequest], pads: bool) -> Iterator[list[Row]]:
@@ -152,12 +152,17 @@ class _Batch:
     """One batch from prefill to the last row's end."""
 
     def __init__(
-        self, module: PolicyOwner, requests: Sequence[GenerationRequest], rows: list[Row], streams: bool
+        self,
+        module: PolicyOwner,
+        requests: Sequence[GenerationRequest],
+        rows: list[Row],
+        streams: bool,
+        on_ended: Callable[[Sequence[Ended]], None] | None,
     ) -> None:
         from app.engines.kv_cache import cache_argument, new_cache
         from app.engines.streamed_attention import streamed_attention, streamed_cache
 
-        self.policy, self.rows = module.policy, rows
+        self.policy, self.rows, self.on_ended = module.policy, rows, on_ended
         first = requests[rows[0][0]]
         self.sampling = first.sampling
         self.device = next(self.policy.parameters()).device
@@ -251,7 +256,10 @@ class _Batch:
         count = int(ended.sum())
         if not force and count < max(1, len(ended) * DROP_SHARE):
             return live
-        done |= self._completions(live.select(ended.nonzero()[:, 0]))
+        completions = self._completions(live.select(ended.nonzero()[:, 0]))
+        done |= completions
+        if self.on_ended is not None:
+            self.on_ended([(*row, completion) for row, completion in completions.items()])
         kept = (~ended).nonzero()[:, 0]
         if len(kept):
             self.cache.reorder_cache(kept)

@@ -3,6 +3,7 @@
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from fractions import Fraction
 from types import TracebackType
@@ -74,6 +75,7 @@ class Grader:
             raise ConfigurationError(f"must be at least 512, got {memory_mb}", key="memory_mb")
         self._pool = WorkerPool(workers, timeout_s, memory_mb)
         self._known: OrderedDict[_Task, str] = OrderedDict()
+        self._foreseen: dict[_Task, Future[str]] = {}
 
     def grade(self, items: Sequence[Item]) -> list[Verdict]:
         """A verdict for every item, in order.
@@ -82,10 +84,14 @@ class Grader:
             items: (gold answer, completion) or (gold answer, completion, row), where the row's ``error`` (absolute
                 tolerance), ``unit`` and ``is_multiple_answer`` are taken into account.
         """
-        tasks: list[_Task] = []
-        for gold, completion, *extra in items:
-            tasks.append(_Task(gold, extract_answer(completion), _relevant(extra[0] if extra else {})))
+        tasks = _tasks(items)
         return [_verdict(task, judged) for task, judged in zip(tasks, self._judge(tasks), strict=True)]
+
+    def foresee(self, items: Sequence[Item]) -> None:
+        """Has the workers begin with ``items``, which :meth:`grade` will be asked of later; does not wait for them."""
+        for task in dict.fromkeys(_tasks(items)):
+            if task not in self._known and task not in self._foreseen and _at_once(task) is None:
+                self._foreseen[task] = self._pool.submit(task.request())
 
     def equivalent(self, pairs: Iterable[tuple[str, str]]) -> list[bool]:
         """Whether the two answers of each pair are equal, whichever of them is taken for the gold answer."""
@@ -113,10 +119,13 @@ class Grader:
             if known is not None:
                 judged[task] = known
         open_tasks = [task for task in dict.fromkeys(tasks) if task not in judged]
-        answers = self._pool.judge_all([task.request() for task in open_tasks])
-        for task, answer in zip(open_tasks, answers, strict=True):
-            judged[task] = answer
-            self._remember(task, answer)
+        foreseen = {task: self._foreseen.pop(task) for task in open_tasks if task in self._foreseen}
+        new_tasks = [task for task in open_tasks if task not in foreseen]
+        answers = self._pool.judge_all([task.request() for task in new_tasks])
+        judged |= dict(zip(new_tasks, answers, strict=True))
+        judged |= {task: future.result() for task, future in foreseen.items()}
+        for task in open_tasks:
+            self._remember(task, judged[task])
         return [judged[task] for task in tasks]
 
     def _remember(self, task: _Task, judgement: str) -> None:
@@ -128,6 +137,7 @@ class Grader:
 
     def close(self) -> None:
         """Ends the worker processes; safe to call again."""
+        self._foreseen.clear()
         self._pool.close()
 
     def __enter__(self) -> "Grader":
@@ -140,6 +150,13 @@ class Grader:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _tasks(items: Sequence[Item]) -> list[_Task]:
+    return [
+        _Task(gold, extract_answer(completion), _relevant(extra[0] if extra else {}))
+        for gold, completion, *extra in items
+    ]
 
 
 def _relevant(extra: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from app.grading.grader import REASONS, Grader, Verdict
+from app.grading.grader import REASONS, Grader, Item, Verdict
 from app.rewards.reward import RewardFunction, RewardSample, Scores
 
 
@@ -28,10 +28,13 @@ class CorrectnessReward(RewardFunction):
         self.last_verdicts: list[Verdict] = []
 
     def __call__(self, samples: Sequence[RewardSample]) -> Scores:
-        rows = [(sample.problem.answer, sample.visible, sample.problem.extra) for sample in samples]
-        self.last_verdicts = self.grader.grade(rows)
+        self.last_verdicts = self.grader.grade(_items(samples))
         unreadable = "unparseable_gold"
         return [None if v.reason == unreadable else float(v.correct) for v in self.last_verdicts]
+
+    def foresee(self, samples: Sequence[RewardSample]) -> None:
+        """The grading processes begin with ``samples``, which will be among those of the next call."""
+        self.grader.foresee(_items(samples))
 
     def verdict_counts(self) -> dict[str, int]:
         """How many verdicts of the last call had each reason; 0 for those that did not occur, so that curves have no
@@ -42,3 +45,7 @@ class CorrectnessReward(RewardFunction):
     def close(self) -> None:
         """Ends the grading processes."""
         self.grader.close()
+
+
+def _items(samples: Sequence[RewardSample]) -> list[Item]:
+    return [(sample.problem.answer, sample.visible, sample.problem.extra) for sample in samples]

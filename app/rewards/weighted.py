@@ -65,6 +65,12 @@ class WeightedRewards:
         columns = {name: [math.nan if s is None else s for s in column] for name, column in scores.items()}
         return WeightedScores(totals, columns, *self._graded())
 
+    def foresee(self, samples: Sequence[RewardSample]) -> None:
+        """Tells the functions of samples that will be among those of the next call."""
+        for function in self.functions:
+            if isinstance(function, CorrectnessReward):
+                function.foresee(samples)
+
     def _total(self, row: Mapping[str, float | None]) -> float:
         parts = [self.weights[name] * score for name, score in row.items() if score is not None and self.weights[name]]
         return math.fsum(parts) if parts else math.nan

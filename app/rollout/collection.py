@@ -13,6 +13,7 @@ from app.errors import require, require_choice
 from app.policy.decoding import count_unknown, decode_completions
 from app.rewards.reward import RewardSample
 from app.rewards.weighted import WeightedRewards
+from app.rollout.early_grading import EarlyGrading
 from app.rollout.experience import Rollout
 from app.seeds import derive_seed
 
@@ -151,34 +152,43 @@ class RolloutCollector:
         started = time.perf_counter()
         settings = (self.group_size, self.sampling, end_token_ids, self.seed, extra_round)
         requests = [request for batch in batches for request in rollout_requests(batch, *settings)]
-        groups = iter(self.engine.generate(requests))
+        early = EarlyGrading(batches, tokenizer, end_token_ids, self.sampling.max_new_tokens, self.rewards)
+        groups = self._generate(requests, early)
         seconds = (time.perf_counter() - started) / len(batches)
-        rollouts = []
+        rollouts, first = [], 0
         for batch in batches:
-            own = [next(groups) for _ in batch.problems]
-            rollouts.append(self._grade(batch, own, tokenizer, end_token_ids, batches[0].iteration, seconds))
+            own = groups[first : first + len(batch.problems)]
+            rollouts.append(self._grade(batch, own, early, first, batches[0].iteration, seconds))
+            first += len(own)
         return rollouts
+
+    def _generate(self, requests: Sequence[GenerationRequest], early: EarlyGrading) -> list[list[Completion]]:
+        self.engine.on_ended = early
+        try:
+            return self.engine.generate(requests)
+        finally:
+            self.engine.on_ended = None
 
     def _grade(
         self,
         batch: PromptBatch,
         groups: list[list[Completion]],
-        tokenizer: "PreTrainedTokenizerBase",
-        end_token_ids: tuple[int, ...],
+        early: EarlyGrading,
+        first: int,
         weights_iteration: int,
         generate_seconds: float,
     ) -> Rollout:
         started = time.perf_counter()
-        texts = decode_groups(tokenizer, groups, end_token_ids)
-        graded = self.rewards(reward_samples(batch, groups, texts, self.sampling.max_new_tokens))
+        samples = early.samples(first, groups)
+        graded = self.rewards(samples)
         rows = [row for group in groups for row in group]
         rewards = trained_rewards(graded.totals, rows, self.truncation_penalty)
-        unknown = count_unknown(tokenizer, [row.token_ids for row in rows])
+        unknown = count_unknown(early.tokenizer, [row.token_ids for row in rows])
         seconds = {"generate": generate_seconds, "grade": time.perf_counter() - started}
         return Rollout(
             batch,
             groups,
-            texts,
+            [sample.completion for sample in samples],
             rewards,
             graded.columns,
             weights_iteration,

@@ -15,7 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -135,16 +135,26 @@ class WorkerPool:
 
     def judge_all(self, requests: Sequence[Mapping[str, Any]]) -> list[str]:
         """A judgement for every request, in order; "limit" where time, memory or the stack ran out."""
+        self._own()
+        if len(requests) < 2:
+            return [self._judge(request) for request in requests]
+        return list(self._started_threads().map(self._judge, requests))
+
+    def submit(self, request: Mapping[str, Any]) -> "Future[str]":
+        """The judgement of a request, without waiting for it."""
+        self._own()
+        return self._started_threads().submit(self._judge, request)
+
+    def _own(self) -> None:
         if self._owner != os.getpid():  # forked: the parent's workers, threads and locks are not ours
             self._finalizer.detach()
             self._reset()
-        if len(requests) < 2:
-            return [self._judge(request) for request in requests]
+
+    def _started_threads(self) -> ThreadPoolExecutor:
         with self._changed:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="grader")
-            threads = self._threads
-        return list(threads.map(self._judge, requests))
+            return self._threads
 
     def _judge(self, request: Mapping[str, Any]) -> str:
         worker = self._acquire()
