@@ -4,6 +4,7 @@ import logging
 import sys
 import threading
 import warnings
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -79,3 +80,9 @@ def _thread_ended(ended: threading.ExceptHookArgs) -> None:
     follows each iteration and the run."""
     if not type(ended.thread).__module__.startswith("tensorboard."):
         threading.__excepthook__(ended)
+
+
+def program(name: str) -> str:
+    """A program beside this Python, as short as it can be typed here."""
+    path = Path(sys.executable).with_name(name)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -15,6 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.console import program
+
 CONFIGS = Path("configs/quickstart")
 METHODS = {"GRPO": ("grpo_lambda.yaml", "grpo.yaml"), "GRPO-λ": ("grpo_lambda.yaml",)}
 EDGE = 5  # iterations averaged at either end of the reward curve
@@ -54,7 +56,7 @@ def main() -> int:
         shared = [*root, "--model.policy.path", str(warm_start), "--data.iterations", str(options.iterations)]
         outcomes = list(pool.map(lambda run: _learn(run[0], run[1], shared, folder), runs))
     print(f"\n{format_outcomes(outcomes)}\n")
-    print(f"{time.monotonic() - started:.0f} s in all. Curves: {_tool('tensorboard')} --logdir {folder}")
+    print(f"{time.monotonic() - started:.0f} s in all. Curves: {program('tensorboard')} --logdir {folder}")
     return 0
 
 
@@ -149,12 +151,6 @@ def _step(name: str, configs: Sequence[str], extra: list[str], folder: Path, thr
 
 def _tail(log: Path, lines: int = 15) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
-def _tool(name: str) -> str:
-    """A program beside this Python, as short as it can be typed here."""
-    path = Path(sys.executable).with_name(name)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""A table of sample completions in TensorBoard."""
+"""A table of sample completions."""
 
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from lightning import Callback, Trainer
 
 from app.errors import ConfigurationError
+from callbacks.loggers import log_table
+from callbacks.markdown import literal
 
 if TYPE_CHECKING:
     from app.rollout.experience import Rollout
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
 
 class CompletionsTable(Callback):
-    """Writes a few problems with all their completions and rewards under TensorBoard's Text tab, and above them the
-    first one's prompt as the policy reads it.
+    """Writes a few problems with all their completions and rewards, in TensorBoard under the Text tab, and there above
+    them the first one's prompt as the policy reads it.
 
     Args:
         every_n_iterations: how often.
@@ -37,48 +38,24 @@ class CompletionsTable(Callback):
             return
         rollout = pl_module.experience.rollout
         prompt = [
-            f"{literal(name)}: {self._cell(value)}" for name, value in pl_module.show_prompt(rollout.batch).rows()
+            f"{literal(name)}: {literal(self._cut(value))}"
+            for name, value in pl_module.show_prompt(rollout.batch).rows()
         ]
-        table = "\n\n".join(["first prompt", *prompt, self.table(rollout)])
-        for logger in trainer.loggers:
-            add_text = getattr(logger.experiment, "add_text", None)
-            if add_text:
-                add_text("completions", table, batch_idx)
+        columns, rows = self.cells(rollout)
+        log_table(trainer.loggers, "completions", columns, rows, batch_idx, "\n\n".join(["first prompt", *prompt]))
 
-    def table(self, rollout: "Rollout") -> str:
-        """Markdown; one row a completion."""
+    def cells(self, rollout: "Rollout") -> tuple[list[str], list[list[str]]]:
+        """The table's columns and its rows, one a completion."""
         names = list(rollout.reward_columns)
-        head = ["problem", "gold", "completion", "tokens", "finish", *names, "reward"]
-        lines = ["| " + " | ".join(map(literal, head)) + " |", "|" + "---|" * len(head)]
-        size = rollout.group_size
+        columns = ["problem", "gold", "completion", "tokens", "finish", *names, "reward"]
+        size, rows = rollout.group_size, []
         for index, row in enumerate(rollout.rows[: self.prompts * size]):
             problem = rollout.batch.problems[index // size]
             scores = [f"{rollout.reward_columns[name][index]:.3g}" for name in names]
-            texts = [self._cell(text) for text in (problem.problem, problem.answer, rollout.texts[index])]
-            numbers = [str(len(row.token_ids)), row.finish_reason, *scores, f"{rollout.rewards[index]:.3g}"]
-            lines.append("| " + " | ".join(texts + numbers) + " |")
-        return "\n".join(lines)
+            texts = [self._cut(text) for text in (problem.problem, problem.answer, rollout.texts[index])]
+            rows.append([*texts, str(len(row.token_ids)), row.finish_reason, *scores, f"{rollout.rewards[index]:.3g}"])
+        return columns, rows
 
-    def _cell(self, text: str) -> str:
+    def _cut(self, text: str) -> str:
         half = self.max_characters // 2
-        return literal(text if len(text) <= self.max_characters else f"{text[:half]} … {text[-half:]}")
-
-
-def literal(text: str) -> str:
-    """Markdown that shows ``text`` as it is, in one line: no image that is fetched, no link, no markup, no new row.
-
-    All of ASCII but letters, digits and single spaces becomes character references, whatever it may mean to a renderer.
-    """
-    lines = text.replace("\r\n", "\n").translate(_LINE_ENDS).split("\n")
-    return "<br>".join("".join(map(_character, line)) for line in lines)
-
-
-_LINE_ENDS = dict.fromkeys(map(ord, "\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), "\n")
-
-
-def _character(character: str) -> str:
-    if character.isascii() and (character.isalnum() or character == " "):
-        return character
-    if unicodedata.category(character) in ("Cc", "Cs") and character != "\t":  # not to be shown, or not to be stored
-        return "\N{REPLACEMENT CHARACTER}"
-    return f"&#{ord(character)};" if character.isascii() else character
+        return text if len(text) <= self.max_characters else f"{text[:half]} … {text[-half:]}"

@@ -14,6 +14,7 @@ from app.credit.page import write_page
 from app.credit.records import Completion, Group, record_of
 from app.errors import ConfigurationError, require
 from app.policy.decoding import token_texts
+from callbacks.loggers import log_image
 from callbacks.run_folder import run_folder
 
 if TYPE_CHECKING:
@@ -88,10 +89,8 @@ class CreditPage(Callback):
         if dropped:
             rank_zero_info(f"the credit page is full: {dropped} of the earlier iterations are left out of it now")
         self._write(trainer)
-        for logger in trainer.loggers:
-            add_image = getattr(logger.experiment, "add_image", None)
-            if add_image:
-                add_image("traces/credit", draw(records[0]), batch_idx, dataformats="HWC")
+        if trainer.loggers:
+            log_image(trainer.loggers, "traces/credit", draw(records[0]), batch_idx)
 
     def on_train_end(self, trainer: Trainer, pl_module: "GRPOLambdaModule") -> None:  # type: ignore[override]
         assert self._path is not None, "training has started"

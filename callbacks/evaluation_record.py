@@ -108,6 +108,9 @@ class EvaluationRecord:
         named = [(each.name, each.intervals) for each in scores]
         named += [("average", average)] if len(scores) > 1 else []
         metrics = {f"eval/{name}/{key}": value[0] for name, found in named for key, value in found.items()}
+        for name, found in named:
+            _, low, high = found["accuracy"]
+            metrics |= {f"eval/{name}/accuracy_low": low, f"eval/{name}/accuracy_high": high}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=iterations_done(trainer))
         if self._validates:

@@ -48,7 +48,7 @@ class HFExport(Callback):
 
     def setup(self, trainer: Trainer, pl_module: "PolicyModule", stage: str) -> None:  # type: ignore[override]
         """Clears what a kill left half written beside the export's place."""
-        target = self._target(trainer)
+        target = self.target(trainer)
         if stage == "fit" and trainer.is_global_zero:
             clear_unfinished(target.parent, target.name)
             clear_unfinished(target.parent, f"{target.name}-iteration-*")
@@ -59,13 +59,14 @@ class HFExport(Callback):
         done = batch_idx + 1
         if self.every_n_iterations and done % self.every_n_iterations == 0:
             self._export(
-                trainer, pl_module, self._target(trainer).with_name(f"{self._target(trainer).name}-iteration-{done}")
+                trainer, pl_module, self.target(trainer).with_name(f"{self.target(trainer).name}-iteration-{done}")
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: "PolicyModule") -> None:
-        self._export(trainer, pl_module, self._target(trainer))
+        self._export(trainer, pl_module, self.target(trainer))
 
-    def _target(self, trainer: Trainer) -> Path:
+    def target(self, trainer: Trainer) -> Path:
+        """The folder that the policy goes to."""
         return Path(self.folder) if self.folder else run_folder(trainer) / "hf"
 
     def _export(self, trainer: Trainer, module: "PolicyModule", folder: Path) -> None:

@@ -5,15 +5,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning import Callback, Trainer
 
+from app.algorithm.credit import every_variant, token_credit
 from app.algorithm.objective import ObjectiveSettings
 from app.algorithm.traces import STYLES, accumulate, weights
-from app.errors import ConfigurationError
+from app.errors import require
 from app.rollout.metric_sums import MetricSums
 
 if TYPE_CHECKING:
     from modules.grpo_lambda import GRPOLambdaModule
 
 QUARTERS = 4
+PLACES = ("first_quarter", "first_half", "first_three_quarters")
 
 
 class TraceLogging(Callback):
@@ -26,23 +28,37 @@ class TraceLogging(Callback):
 
     ``traces/none/…`` gives the last two for the plain token ratio.
 
+    And for the variant in use and every other one, ``traces/<variant>/gradient_share/first_quarter``, ``…/first_half``
+    and ``…/first_three_quarters``: the share of the update's gradient by log-probabilities that falls on these parts of
+    the completions, Σ|credit| there over Σ|credit| (:mod:`app.algorithm.credit`).
+
     Args:
         every_n_iterations: how often.
+        gradient_every_n_iterations: how often the shares of the gradient, which cost more.
     """
 
-    def __init__(self, every_n_iterations: int = 1) -> None:
-        if every_n_iterations < 1:
-            raise ConfigurationError(f"must be at least 1, got {every_n_iterations}", key="traces.every_n_iterations")
+    def __init__(self, every_n_iterations: int = 1, gradient_every_n_iterations: int = 10) -> None:
+        rule = "must be at least 1"
+        require(every_n_iterations >= 1, rule, every_n_iterations, "traces.every_n_iterations")
+        gradient = gradient_every_n_iterations
+        require(gradient >= 1, rule, gradient, "traces.gradient_every_n_iterations")
         self.every_n_iterations = every_n_iterations
+        self.gradient_every_n_iterations = gradient
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: "GRPOLambdaModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % self.every_n_iterations or pl_module.last_log_ratio is None:
+        spread, gradient = (
+            (batch_idx + 1) % n == 0 for n in (self.every_n_iterations, self.gradient_every_n_iterations)
+        )
+        if pl_module.last_log_ratio is None or not (spread or gradient):
             return
         experience, sums = pl_module.experience, MetricSums()
         assert experience is not None
-        record_traces(sums, pl_module.last_log_ratio, experience.loss_mask, pl_module.objective)
+        if spread:
+            record_traces(sums, pl_module.last_log_ratio, experience.loss_mask, pl_module.objective)
+        if gradient:
+            record_gradients(sums, pl_module)
         pl_module.log_dict(sums.reduce(pl_module.gather_objects), rank_zero_only=True)
 
 
@@ -60,6 +76,22 @@ def record_traces(sums: MetricSums, log_ratio: torch.Tensor, mask: torch.Tensor,
     for style in STYLES:
         _record_weights(sums, style, mask, settings)
         _record_spread(sums, style, accumulate(log_ratio, updated, settings.q, style), updated, settings)
+
+
+def record_gradients(sums: MetricSums, module: "GRPOLambdaModule") -> None:
+    """Adds the shares of the gradient to ``sums``, of every variant as the last update would have had it."""
+    experience, log_ratio, advantages = module.experience, module.last_log_ratio, module.last_advantages
+    assert experience is not None, "an iteration is over"
+    assert log_ratio is not None, "an iteration is over"
+    assert advantages is not None, "an iteration is over"
+    mask = experience.loss_mask
+    given = (log_ratio, advantages, mask)
+    for name, settings in every_variant(module.objective).items():
+        credit = token_credit(*given, settings, experience.importance_weights, module.last_counted).abs().double()
+        total = credit.sum()
+        quarters = torch.stack([credit[part].sum() for _, part in _quarters(mask)])
+        for place, share in zip(PLACES, quarters.cumsum(0) / total.clamp(min=1e-300), strict=False):
+            sums.add(f"traces/{name}/gradient_share/{place}", share, total)
 
 
 def _record_weights(sums: MetricSums, style: str, mask: torch.Tensor, settings: ObjectiveSettings) -> None:

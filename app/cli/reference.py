@@ -47,7 +47,7 @@ TOP_LEVEL: dict[str, tuple[str, str, str]] = {
     "name": (
         "text",
         "`run`",
-        "The folder of the run, below `trainer.default_root_dir`; each start is a new `version_<n>` in it.",
+        "The folder of the run, below `trainer.default_root_dir`; each new run is a `version_<n>` in it.",
     ),
     "ckpt_path": (
         "text or null",
@@ -73,7 +73,8 @@ PARTS: dict[str, tuple[str, Any]] = {
             "evaluation": "Benchmarks beside training and under `validate`; null leaves them out.",
             "audit": "The credit audit (docs/audit.md), beside training and under `validate`; null leaves it out.",
             "traces": "Diagnostics of the eligibility traces; null leaves them out.",
-            "completions": "Sample completions in TensorBoard; null leaves them out.",
+            "dashboard": "What is laid out and drawn for a run; null is its defaults.",
+            "completions": "A table of sample completions; null leaves it out.",
             "credit": "The credit of tokens as a page and as pictures ([credit.md](credit.md)); null leaves them out.",
             "alarms": "What to say when a run collapses, and when to stop it; null has the default of each key.",
             "checkpoint": "Checkpoints to resume from; null saves none.",

@@ -1,5 +1,6 @@
 """TensorBoard in a folder that no other run has."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -11,7 +12,20 @@ class RunLogger(TensorBoardLogger):
 
     Lightning looks for the highest number and makes the folder later: two runs that are started together share it, and
     each overwrites what the other one left.
+
+    Args:
+        root: the folder of all runs.
+        name: of the run.
+        continued: the number of the run that goes on, in its own folder; null for a new one.
     """
+
+    def __init__(self, root: str | Path, name: str, continued: int | None = None) -> None:
+        super().__init__(root, name, continued)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Leaves out the epoch, which Lightning adds: here it is the whole run."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
     def _get_next_version(self) -> int:
         if rank_zero_only.rank != 0:

@@ -15,7 +15,7 @@ from app.cli.checks import check_audit, check_parts
 from app.cli.errors import Source, check_keys, parameters, read_sources
 from app.cli.failures import ending
 from app.cli.run_logger import RunLogger
-from app.cli.starting_point import LAST, places_of, starting_point
+from app.cli.starting_point import LAST, continued_run, places_of, starting_point
 from app.data.sources import HubSource, JsonLinesSource, RegisteredSource, SyntheticSource
 from app.engines.lost_ranks import end_with_starter
 from app.engines.transformers_engine import TransformersEngine
@@ -34,11 +34,13 @@ from callbacks import (
     CompletionsTable,
     CreditAudit,
     CreditPage,
+    Dashboard,
     HFExport,
     IterationCheckpoint,
     IterationProgress,
     LostRank,
     RolloutCallback,
+    RunSummary,
     StopOnSignal,
     TraceLogging,
 )
@@ -59,6 +61,7 @@ BY_BARE_NAME = (
 CALLBACKS: dict[str, type] = {
     "audit": CreditAudit,
     "rollouts": RolloutCallback,
+    "dashboard": Dashboard,  # its restart of the curves comes before an evaluation that is made up for
     "evaluation": BenchmarkEvaluation,
     "traces": TraceLogging,
     "completions": CompletionsTable,
@@ -98,6 +101,7 @@ class GRPOLambdaCLI(LightningCLI):
 
     subcommand: Any
 
+    _continued: int | None = None  # the version_<n> whose run goes on
     wanted: str = ""  # building a parser takes seconds: only the one that is asked for is built
 
     @classmethod
@@ -143,6 +147,9 @@ class GRPOLambdaCLI(LightningCLI):
             given = noted
         start = starting_point(None if given is None else str(given), self._places(root, given), fit, policy.verify)
         self.config_init[self.subcommand]["ckpt_path"] = start
+        if fit and start is not None:
+            meant = given == LAST or noted is not None
+            self._continued = continued_run(Path(start), root / self._get(self.config_init, "name"), meant)
 
     def _places(self, root: Path, given: Any) -> list[Path]:
         """Folders in which ``--ckpt_path last`` is looked for."""
@@ -169,10 +176,17 @@ class GRPOLambdaCLI(LightningCLI):
         config = dict(self._get(self.config_init, "trainer"))
         config["default_root_dir"] = config.get("default_root_dir") or ROOT
         if config.get("logger") in (None, True):
-            config["logger"] = RunLogger(config["default_root_dir"], self._get(self.config_init, "name"))
+            config["logger"] = RunLogger(
+                config["default_root_dir"], self._get(self.config_init, "name"), self._continued
+            )
         given_parts = {key: self._get(self.config_init, key) for key in CALLBACKS}
-        callbacks = [*(given_parts | {"alarms": given_parts["alarms"] or CollapseAlarms()}).values()]
-        callbacks = [StopOnSignal(), LostRank(), *(callback for callback in callbacks if callback is not None)]
+        standing = {
+            "alarms": given_parts["alarms"] or CollapseAlarms(),
+            "dashboard": given_parts["dashboard"] or Dashboard(),
+        }
+        callbacks = [*(given_parts | standing).values()]
+        given_ones = (callback for callback in callbacks if callback is not None)
+        callbacks = [StopOnSignal(), LostRank(), *given_ones, *[RunSummary()] * (self.subcommand == "fit")]
         # Lightning's own checkpoint callback, which it adds where there is none, counts optimiser steps.
         given = callbacks + (config.get("callbacks") or [])
         config["enable_checkpointing"] = any(isinstance(callback, Checkpoint) for callback in given)

@@ -7,7 +7,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zer
 
 from app.errors import ConfigurationError
 from app.policy.sources import nearest_sibling
-from app.storage.checkpoints import newest_intact, problem_of, runs_newest_first
+from app.storage.checkpoints import (
+    checkpoints_newest_first,
+    newest_intact,
+    problem_of,
+    runs_newest_first,
+    version_of,
+)
 
 LAST = "last"
 """Stands for the newest intact checkpoint of the run's name: what a restart script passes always."""
@@ -52,6 +58,27 @@ def places_of(root: Path, name: str, folder: str | None) -> list[Path]:
     if folder is not None:
         return [Path(folder)]
     return [run / "checkpoints" for run in runs_newest_first(root / name)]
+
+
+def continued_run(start: Path, runs: Path, meant: bool) -> int | None:
+    """The number of the run that goes on from ``start`` in its own folder; None for a run that branches off.
+
+    A run goes on from the newest checkpoint in ``<runs>/version_<n>/checkpoints``. From an older one it branches off
+    into a folder of its own, so that nothing of the former is written over.
+
+    Args:
+        start: a checkpoint.
+        runs: the folder of all runs of the name.
+        meant: the newest intact one was asked for, and found in ``start``: what is newer is damaged.
+    """
+    if "://" in str(start):
+        return None
+    checkpoint = start.expanduser().resolve()
+    folder = checkpoint.parent
+    number = version_of(folder.parent)
+    if folder.name != "checkpoints" or number is None or folder.parent.parent != runs.resolve():
+        return None
+    return number if meant or next(checkpoints_newest_first([folder]), None) == checkpoint else None
 
 
 def _last(places: Sequence[Path], fit: bool, verify: bool) -> str | None:

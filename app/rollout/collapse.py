@@ -1,12 +1,15 @@
 """Signs that a run no longer learns, or has left what it started from, told from an iteration's metrics."""
 
 import math
+import statistics
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 
 from app.errors import require
 
 Metrics = Mapping[str, float]
+JUMP, GROWTH = "grad_norm as a multiple of its median", "mismatch as a multiple of its first values"
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,11 @@ class CollapseLimits:
         max_kl: the estimate of the KL to the reference (β > 0), in nats a token.
         max_approx_kl_old: how far one iteration's update has moved the policy, in nats a token.
         min_reward_spread: the standard deviation of the rewards within a group, mean over the groups that are not tied.
+        max_tied_share: the share of groups whose completions all earned the same.
+        max_clip_share: the share of tokens whose gradient the clip takes away.
+        max_mismatch_growth: the mean difference between the engine's and the trainer's log-probs, as a multiple of what
+            it was in the first 10 iterations of the process (or of 0.005 nats, where it was less).
+        max_grad_norm_jump: the gradient's norm, as a multiple of its median over up to 50 iterations before.
     """
 
     min_entropy: float | None = None
@@ -26,6 +34,10 @@ class CollapseLimits:
     max_kl: float | None = None
     max_approx_kl_old: float | None = None
     min_reward_spread: float | None = None
+    max_tied_share: float | None = None
+    max_clip_share: float | None = None
+    max_mismatch_growth: float | None = None
+    max_grad_norm_jump: float | None = None
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -35,10 +47,22 @@ class CollapseLimits:
 
 
 WORTH_A_WARNING = CollapseLimits(
-    min_entropy=0.01, max_clipped_ratio=0.95, max_kl=5.0, max_approx_kl_old=1.0, min_reward_spread=1e-3
+    min_entropy=0.01,
+    max_clipped_ratio=0.95,
+    max_kl=5.0,
+    max_approx_kl_old=1.0,
+    min_reward_spread=1e-3,
+    max_tied_share=0.999,
+    max_clip_share=0.5,
+    max_mismatch_growth=4.0,
+    max_grad_norm_jump=20.0,
 )
 """Entropies of working runs lie between 0.05 and 3 nats, a KL to the reference below 1, an update's own below 0.1; a
-spread of 1e-3 is ten times the constant that standardised advantages add to it."""
+spread of 1e-3 is ten times the constant that standardised advantages add to it. A difference of 0.02 nats a token, four
+times the 0.005, is what bfloat16 engines show."""
+EARLY, RECENT = 10, 50
+"""Iterations that a value is compared with: a process's first ones, and the last ones."""
+LEAST_MISMATCH = 0.005
 
 
 @dataclass(frozen=True)
@@ -104,7 +128,58 @@ SIGNS = (
         "spread this counts as a tie, and next to nothing is learned. Scale the reward functions up "
         "(rollouts.reward_weights), so that good and bad completions differ by about 1",
     ),
+    Sign(
+        "max_tied_share",
+        lambda metrics: metrics.get("frac_reward_zero_std"),
+        "{value:.0%} of the groups are tied: all completions of a prompt earn the same, and nothing is learned from "
+        "them. Look at reward: near its end the problems are too hard or too easy, and another data.train, a larger "
+        "rollouts.group_size or rollouts.dynamic_sampling helps; else look at the table of completions",
+    ),
+    Sign(
+        "max_clip_share",
+        lambda metrics: metrics.get("clip_ratio/region_mean"),
+        "the clip takes away the gradient of {value:.0%} of the tokens: most of what was sampled teaches nothing. "
+        "Look at traces/<style>/clip_fraction by quarter; a lower model.optimizer.lr, fewer "
+        "model.updates.per_rollout, a smaller model.objective.lam or application: weight keep ratios inside",
+    ),
+    Sign(
+        "max_mismatch_growth",
+        lambda metrics: metrics.get(GROWTH),
+        "the engine's log-probabilities differ from the trainer's {value:.2g} times as much as at first: what it "
+        "samples is less and less what the policy would. Look at sampling/ and rollouts/staleness; "
+        "rollouts.mismatch.correction or a wider dtype of the engine help",
+    ),
+    Sign(
+        "max_grad_norm_jump",
+        lambda metrics: metrics.get(JUMP),
+        "the gradient's norm is {value:.3g} times its usual size: the update has left what it was stable at. Look at "
+        "policy/ratio_max, policy/approx_kl_old and reward; a lower model.optimizer.lr or a "
+        "model.optimizer.max_grad_norm tame it",
+    ),
 )
+
+
+class History:
+    """What an iteration's values are compared with: those of earlier iterations of this process."""
+
+    def __init__(self) -> None:
+        self._norms: deque[float] = deque(maxlen=RECENT)
+        self._differences: list[float] = []
+
+    def extend(self, metrics: Metrics) -> Metrics:
+        """``metrics`` with :data:`JUMP` and :data:`GROWTH`, once there are enough iterations to compare with."""
+        found = dict(metrics)
+        norm, difference = metrics.get("grad_norm"), metrics.get("sampling/sampling_logp_difference/mean")
+        if norm is not None:
+            if len(self._norms) >= EARLY and (usual := statistics.median(self._norms)) > 0:
+                found[JUMP] = norm / usual
+            self._norms.append(norm)
+        if difference is not None:
+            if len(self._differences) == EARLY:
+                found[GROWTH] = difference / max(statistics.median(self._differences), LEAST_MISMATCH)
+            else:
+                self._differences.append(difference)
+        return found
 
 
 class CollapseWatch:
@@ -120,12 +195,14 @@ class CollapseWatch:
         self.patience = patience
         self._shown = dict.fromkeys((sign.limit for sign in SIGNS), 0)
         self._spoken: set[str] = set()
+        self._history = History()
 
     def spoken(self, metrics: Metrics) -> Iterator[str]:
         """What to say after an iteration with these metrics, of each sign once.
 
         An iteration that lacks a metric says nothing of it, neither for nor against.
         """
+        metrics = self._history.extend(metrics)
         for sign in SIGNS:
             value = sign.value(metrics)
             if value is None:

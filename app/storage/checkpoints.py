@@ -84,7 +84,7 @@ def newest_intact(folders: Sequence[Path], verify: bool = True) -> Found:
         verify: compare the checksums of those that are looked at.
     """
     passed_over: list[tuple[Path, str]] = []
-    for path in _newest_first(folders):
+    for path in checkpoints_newest_first(folders):
         problem = problem_of(path, verify)
         if problem is None:
             return Found(path, passed_over)
@@ -92,13 +92,20 @@ def newest_intact(folders: Sequence[Path], verify: bool = True) -> Found:
     return Found(None, passed_over)
 
 
+def version_of(run: Path) -> int | None:
+    """The n of a folder ``version_<n>``; None for another one."""
+    match = _VERSION.fullmatch(run.name)
+    return int(match[1]) if match else None
+
+
 def runs_newest_first(root: Path) -> list[Path]:
     """The folders ``version_<n>`` in ``root``, the highest first."""
-    found = [(int(match[1]), path) for path in root.glob("version_*") if (match := _VERSION.fullmatch(path.name))]
+    found = [(number, path) for path in root.glob("version_*") if (number := version_of(path)) is not None]
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _newest_first(folders: Sequence[Path]) -> Iterator[Path]:
+def checkpoints_newest_first(folders: Sequence[Path]) -> Iterator[Path]:
+    """``iteration-<n>.ckpt`` of the first folder, the highest first, then those of the next."""
     for folder in folders:
         found = [(int(match[1]), path) for path in folder.glob("*.ckpt") if (match := _NAME.fullmatch(path.name))]
         yield from (path for _, path in sorted(found, reverse=True))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ HEALTHY = {
     "policy/approx_kl_old": 0.01,
     "reward_std": 0.3,
     "frac_reward_zero_std": 0.4,
+    "clip_ratio/region_mean": 0.1,
+    "grad_norm": 1.0,
+    "sampling/sampling_logp_difference/mean": 1e-6,
 }
 
 
@@ -38,6 +42,8 @@ def said(*iterations: dict[str, float], patience: int = 1) -> list[str]:
         ({"completions/clipped_ratio": 1.0}, "100% of the completions are cut off", "the table of completions"),
         ({"kl": 12.7}, "the policy is 12.7 nats a token away from the reference", "model.objective.beta"),
         ({"policy/approx_kl_old": 4e5}, "one iteration has moved the policy by 4e+05 nats", "policy/ratio_max"),
+        ({"frac_reward_zero_std": 1.0}, "100% of the groups are tied", "rollouts.dynamic_sampling"),
+        ({"clip_ratio/region_mean": 0.51}, "the clip takes away the gradient of 51% of the tokens", "by quarter"),
         ({"reward_std": 3e-13}, "the rewards within a group differ by 5e-13", "rollouts.reward_weights"),
     ],
 )
@@ -49,8 +55,12 @@ def test_each_sign_is_said_alone_with_what_to_look_at(metrics: dict[str, float],
 
 def test_nothing_is_said_of_a_run_that_learns() -> None:
     assert said({}, {}, patience=1) == []
+    noisy = [{"grad_norm": norm} for norm in (1, 3, 0.5, 15) * 9]
+    assert said(*noisy) == []
     few_untied = {"reward_std": 0.3 / 1000, "frac_reward_zero_std": 0.999}  # one group in a thousand, with spread 0.3
-    assert said(few_untied, {"frac_reward_zero_std": 1.0, "reward_std": 0.0}) == []
+    assert said(few_untied) == []
+    (words,) = said({"frac_reward_zero_std": 1.0, "reward_std": 0.0})  # a spread of nothing is no small spread
+    assert words.startswith("100% of the groups are tied")
 
 
 def test_a_sign_must_last_and_a_metric_that_lacks_says_nothing() -> None:
@@ -59,6 +69,17 @@ def test_a_sign_must_last_and_a_metric_that_lacks_says_nothing() -> None:
     watch = CollapseWatch(CollapseLimits(max_kl=1.0), patience=2)
     rows = [{"kl": 2.0}, {}, {"kl": 2.0}]
     assert [len(list(watch.spoken(row))) for row in rows] == [0, 0, 1]
+
+
+def test_jumps_and_growth_are_told_by_what_the_run_was_used_to() -> None:
+    usual, jump = {"grad_norm": 2.0}, {"grad_norm": 50.0}
+    assert said(*[usual] * 9, jump) == []  # too early to know what is usual
+    (words,) = said(*[usual] * 10, jump, jump, patience=2)
+    assert words.startswith("the gradient's norm is 25 times its usual size")
+    name = "sampling/sampling_logp_difference/mean"
+    assert said(*[{name: 1e-6}] * 12, {name: 0.019}) == []  # rounding that has grown to rounding
+    (words,) = said(*[{name: 0.01}] * 12, {name: 0.03}, {name: 0.05})
+    assert words.startswith("the engine's log-probabilities differ from the trainer's 5 times as much as at first")
 
 
 def tiny_rewards(samples: Sequence[RewardSample]) -> Scores:
@@ -106,4 +127,4 @@ def test_limits_are_checked_and_come_from_a_configuration() -> None:
     given = {"class_path": "callbacks.CollapseAlarms", "init_args": {"stop": {"max_kl": 2}, "warn": {"max_kl": None}}}
     alarms = parser.instantiate_classes(parser.parse_object({"alarms": given})).alarms
     assert alarms.stop.limits == CollapseLimits(max_kl=2)
-    assert alarms.warn.limits == CollapseLimits(0.01, 0.95, None, 1.0, 1e-3)
+    assert alarms.warn.limits == replace(WORTH_A_WARNING, max_kl=None)

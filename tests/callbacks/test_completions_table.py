@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from app.data.problems import Problem
-from callbacks.completions_table import CompletionsTable, literal
+from callbacks.completions_table import CompletionsTable
+from callbacks.markdown import literal, table
 from tests.running import fake_rollout
 
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -58,7 +59,7 @@ def shown(text: str) -> str:
     rollout = fake_rollout([[0.0, 1.0]], "x")
     rollout.texts[0] = text
     rollout.batch.problems[0] = Problem("p", "question", "1")
-    page = Cells(markdown_to_safe_html(CompletionsTable(prompts=1).table(rollout)))
+    page = Cells(markdown_to_safe_html(table(*CompletionsTable(prompts=1).cells(rollout))))
     assert page.tags <= {"table", "thead", "tbody", "tr", "th", "td", "br"}
     assert not page.attributes
     assert [len(row) for row in page.rows] == [7, 7, 7]
@@ -98,4 +99,7 @@ def test_what_cannot_be_shown_or_stored_is_replaced() -> None:
 
 
 def test_long_texts_are_cut_in_the_middle_before_they_are_escaped() -> None:
-    assert CompletionsTable(max_characters=40)._cell("|" * 20 + "x" * 9 + "y" * 20) == "&#124;" * 20 + " … " + "y" * 20
+    assert (
+        literal(CompletionsTable(max_characters=40)._cut("|" * 20 + "x" * 9 + "y" * 20))
+        == "&#124;" * 20 + " … " + "y" * 20
+    )

@@ -1,6 +1,8 @@
 """Trace metrics against sums written out, and what a run logs."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from app.algorithm.objective import ObjectiveSettings
 from app.rollout.metric_sums import MetricSums
 from app.rollout.update_plan import UpdateSettings
 from callbacks import TraceLogging
-from callbacks.trace_logging import record_traces
+from callbacks.trace_logging import record_gradients, record_traces
 from tests.running import fit, make_module, make_rollouts, over_ranks
 
 
@@ -40,6 +42,21 @@ def test_the_numbers_are_those_of_the_sums_written_out() -> None:
     assert found["traces/recent/clip_fraction/quarter1"] == pytest.approx(float(early.double().mean()))
     forward = [sum(q ** (t - k) for t in range(k, 8)) for k in (6, 7)] + [1.0]
     assert found["traces/recent/weight/quarter4"] == pytest.approx(sum(forward) / 3, rel=1e-6)
+
+
+@pytest.mark.parametrize(("application", "weight"), [("none", lambda k: 1), ("weight_forward", lambda k: 8 - k)])
+def test_the_gradient_is_shared_as_the_weights_say(application: str, weight: Callable[[int], int]) -> None:
+    """At ratios of 1 and q = 1 token k of a row of 8 gets A·(8 − k) under ``weight_forward``."""
+    mask, settings = torch.ones(2, 8), ObjectiveSettings(application=application, lam=1.0)
+    experience = SimpleNamespace(loss_mask=mask, importance_weights=None)
+    held = {"experience": experience, "last_log_ratio": torch.zeros(2, 8), "objective": settings}
+    sums = MetricSums()
+    record_gradients(sums, SimpleNamespace(**held, last_advantages=torch.tensor([1.0, -2.0]), last_counted=None))  # type: ignore[arg-type]
+    found, weights = over_ranks(sums), [weight(k) for k in range(8)]
+    name = "grpo" if application == "none" else "weight_forward_recent"
+    for count, place in ((2, "first_quarter"), (4, "first_half"), (6, "first_three_quarters")):
+        share = sum(weights[:count]) / sum(weights)
+        assert found[f"traces/{name}/gradient_share/{place}"] == pytest.approx(share, rel=1e-5)
 
 
 def test_rows_that_took_no_part_have_no_spread_but_keep_their_weights() -> None:

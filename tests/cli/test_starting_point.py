@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from app.cli.starting_point import places_of, starting_point
+from app.cli.starting_point import continued_run, places_of, starting_point
 from app.errors import ConfigurationError
 from callbacks import IterationCheckpoint
 from tests.cli.small_run import small_run
@@ -132,6 +132,23 @@ def test_last_looks_in_the_newest_run_first_and_in_numbers_not_letters(folder: P
     (tmp_path / "name" / "version_11").mkdir()  # killed before its first checkpoint
     found = starting_point("last", places_of(tmp_path, "name", None), fit=True, verify=True)
     assert found == str(tmp_path / "name/version_10/checkpoints/iteration-000001.ckpt")
+
+
+def test_a_run_goes_on_in_its_own_folder_from_its_newest_checkpoint_alone(tmp_path: Path) -> None:
+    runs = tmp_path / "name"
+    checkpoints = runs / "version_3" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    older, newest = (checkpoints / f"iteration-{number:06d}.ckpt" for number in (9, 10))
+    for path in (older, newest, checkpoints / "best.ckpt"):
+        path.touch()
+    (checkpoints / "last.ckpt").symlink_to(newest.name)
+    for path in (newest, checkpoints / "last.ckpt"):
+        assert continued_run(path, runs, meant=False) == 3
+    for path in (older, checkpoints / "best.ckpt"):
+        assert continued_run(path, runs, meant=False) is None
+    assert continued_run(older, runs, meant=True) == 3  # the newer one is damaged
+    assert continued_run(newest, tmp_path / "another", meant=True) is None
+    assert continued_run(tmp_path / "elsewhere" / "iteration-000001.ckpt", runs, meant=True) is None
 
 
 def test_rank_zero_alone_looks_for_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
