@@ -30,7 +30,7 @@ FOLDED = {"traces": ("Learning", "Policy"), "speed": ("Learning", "Policy", "Tra
 """Pictures of the Custom Scalars page, and the categories that are folded in them."""
 NAMELESS = """() => {
   const walk = (node) => {
-    if (node.nodeType === Node.TEXT_NODE && node.data.trim().startsWith("/")) node.data = "runs";
+    if (node.nodeType === Node.TEXT_NODE && node.data.startsWith("/")) node.parentNode.textContent = "runs";
     for (const child of [...node.childNodes, ...(node.shadowRoot ? [node.shadowRoot] : [])]) walk(child);
   };
   walk(document.body);
