@@ -14,6 +14,7 @@ from app.credit.page import write_page
 from app.credit.records import Completion, Group, record_of
 from app.errors import ConfigurationError, require
 from app.policy.decoding import token_texts
+from callbacks.evaluation_timing import iterations_done
 from callbacks.loggers import log_image
 from callbacks.run_folder import run_folder
 
@@ -69,7 +70,7 @@ class CreditPage(Callback):
         self._path = (run_folder(trainer) / JOURNAL).resolve()
         if not trainer.is_global_zero:
             return
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        done = iterations_done(trainer)
         former = Path(self._former) if self._former else self._path
         if self._former and not former.is_file():
             log.warning("the credit page begins anew: %s, with what was recorded before, is not there", former)
