@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -55,7 +54,7 @@ def silenced() -> ExitStack:
 def main() -> int:
     """Measures and prints."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.logging_cost", description=__doc__)
-    parser.add_argument("--warm-start", type=Path, default=Path("runs/quickstart/warm-start/hf"))
+    parser.add_argument("--warm-start", default="runs/quickstart/warm-start/hf")
     parser.add_argument("--iterations", type=int, default=51, help="of each run")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each kind")
     add_json_option(parser)
@@ -78,7 +77,7 @@ def measure(kind: str, options: argparse.Namespace) -> float:
     """Mean seconds of an iteration of one run, its first ones left out."""
     STARTS.clear()
     with silenced() if kind == "silent" else ExitStack(), tempfile.TemporaryDirectory() as folder:
-        arguments = ["--model.policy.path", str(options.warm_start), "--trainer.default_root_dir", folder]
+        arguments = ["--model.policy.path", options.warm_start, "--trainer.default_root_dir", folder]
         arguments += ["--data.iterations", str(options.iterations), "--evaluation", "null", "--data.benchmarks", "{}"]
         arguments += ["--checkpoint", "null", "--export", "null", "--trainer.enable_progress_bar", "false"]
         arguments += ["--trainer.callbacks", '[{"class_path": "benchmarks.logging_cost.Clock"}]']
