@@ -192,15 +192,16 @@ class Recorder(Callback):
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self.iterations: list[dict[str, float]] = []
+        self.since = 0.0  # the end of the iteration before, when this callback had done its own work
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.device = pl_module.device
+        self.device, self.since = pl_module.device, time.perf_counter()
         self.flops = Flops.of(pl_module.policy.config)
         pl_module.policy.register_forward_pre_hook(self._before_forward)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self.peaks: dict[str, float] = {}
-        self.started, self.generating = time.perf_counter(), True
+        self.generating = True
         self._peak("held")
 
     def _before_forward(self, *_: Any) -> None:
@@ -217,14 +218,16 @@ class Recorder(Callback):
         torch.cuda.reset_peak_memory_stats(self.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        seconds = time.perf_counter() - self.since
         self._peak("training")
         measured = {
             name.removeprefix("speed/"): float(value)
             for name, value in trainer.callback_metrics.items()
             if name.startswith("speed/time/")
         }
-        measured |= self.peaks | {"time/iteration": time.perf_counter() - self.started}
-        self.iterations.append(measured | self._work(pl_module))
+        whole = {"time/other": seconds - sum(measured.values()), "time/iteration": seconds}
+        self.iterations.append(measured | whole | self.peaks | self._work(pl_module))
+        self.since = time.perf_counter()
 
     def _work(self, module: Any) -> dict[str, float]:
         """Tokens of all rows, and what one pass over the rows that were trained on computed."""

@@ -40,6 +40,8 @@ from app.rollout.preflight import check_first_rollout
 from app.rollout.schedule import RolloutSchedule, ScheduleSettings
 from app.stopping import STOP
 from callbacks.finite_log_probs import check_log_probs, keep_suspects
+from callbacks.iteration_clock import IterationClock
+from modules.iteration_metrics import note_metrics
 
 if TYPE_CHECKING:
     from modules.grpo_lambda import GRPOLambdaModule
@@ -91,7 +93,8 @@ class RolloutCallback(Callback):
         self.mismatch = mismatch
         self._preflight_ranks: RolloutRanks | None = None
         self._totals = {"speed/tokens/total": 0.0, "completions/total": 0.0}
-        self._iteration_started = 0.0
+        self._clock = IterationClock()
+        self._waited = 0.0  # seconds that this iteration had to wait for its rollout
         self._preflight_done = False
         self._tied_reported = False
         self._prompt_shown = False
@@ -110,17 +113,27 @@ class RolloutCallback(Callback):
         """The engine, idle and started, with the policy's current weights."""
         return self.schedule.ready_engine(module)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._clock.start()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._clock.pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._clock.resume()
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: "GRPOLambdaModule", batch: PromptBatch, batch_idx: int
     ) -> None:
         """Prompts → completions → rewards → experience."""
-        self._iteration_started = time.perf_counter()
         pl_module.check_weights(f"after iteration {batch_idx}" if batch_idx else "before the first iteration")
         self._show_prompt(pl_module, batch)
         pl_module.experience = None  # frees the last iteration's tensors before new ones are made
         with STOP.interruptible_alone():
             iterations = int(trainer.num_training_batches)
+            started = time.perf_counter()
             rollout = self.schedule.next(pl_module, trainer.datamodule, batch.iteration, iterations)
+            self._waited = time.perf_counter() - started
             pl_module.experience = self._experience(trainer, pl_module, rollout)
         if trainer.is_global_zero:
             self._report_tied(rollout)
@@ -216,7 +229,10 @@ class RolloutCallback(Callback):
         """Logs what was generated on all ranks, the groups that dynamic sampling gave up included:
 
         - ``speed/tokens/total``, ``completions/total``: by the rollouts of all iterations so far;
-        - ``speed/tokens/per_second``: tokens of this iteration's rollout over its ``speed/time/iteration``.
+        - ``speed/tokens/per_second``: tokens of this iteration's rollout over its ``speed/time/iteration``;
+        - ``speed/time/other``: what is left of that without the rollout that was waited for, log-probs and training.
+
+        What callbacks and Lightning do between here and the next iteration counts as the next one's.
         """
         assert pl_module.experience is not None
         keep_suspects(trainer, pl_module)
@@ -228,9 +244,11 @@ class RolloutCallback(Callback):
         STOP.agree(signals)
         self._totals["speed/tokens/total"] += tokens
         self._totals["completions/total"] += completions
-        seconds = time.perf_counter() - self._iteration_started
-        rates = {"speed/time/iteration": seconds, "speed/tokens/per_second": tokens / seconds}
-        pl_module.log_dict(self._totals | rates, rank_zero_only=True)
+        seconds = self._clock.lap()
+        other = seconds - self._waited - rollout.seconds["log_probs"] - rollout.seconds["train"]
+        rates = {"speed/time/iteration": seconds, "speed/time/other": other}
+        rates["speed/tokens/per_second"] = tokens / seconds
+        note_metrics(trainer, self._totals | rates)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: "GRPOLambdaModule", checkpoint: dict[str, Any]) -> None:
         waiting = pl_module.gather_objects(self.schedule.state())

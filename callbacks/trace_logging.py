@@ -10,6 +10,7 @@ from app.algorithm.objective import ObjectiveSettings
 from app.algorithm.traces import STYLES, accumulate, weights
 from app.errors import require
 from app.rollout.metric_sums import MetricSums
+from modules.iteration_metrics import note_metrics
 
 if TYPE_CHECKING:
     from modules.grpo_lambda import GRPOLambdaModule
@@ -59,7 +60,7 @@ class TraceLogging(Callback):
             record_traces(sums, pl_module.last_log_ratio, experience.loss_mask, pl_module.objective)
         if gradient:
             record_gradients(sums, pl_module)
-        pl_module.log_dict(sums.reduce(pl_module.gather_objects), rank_zero_only=True)
+        note_metrics(trainer, sums.reduce(pl_module.gather_objects))
 
 
 def record_traces(sums: MetricSums, log_ratio: torch.Tensor, mask: torch.Tensor, settings: ObjectiveSettings) -> None:
@@ -72,10 +73,12 @@ def record_traces(sums: MetricSums, log_ratio: torch.Tensor, mask: torch.Tensor,
     """
     updated = mask.bool() & ~log_ratio.isnan()
     log_ratio = log_ratio.nan_to_num() * updated
-    _record_spread(sums, "none", log_ratio, updated, settings)
+    quarters, of_updated = _quarters(mask), _quarters(updated)
+    _record_spread(sums, "none", log_ratio, updated, of_updated, settings)
     for style in STYLES:
-        _record_weights(sums, style, mask, settings)
-        _record_spread(sums, style, accumulate(log_ratio, updated, settings.q, style), updated, settings)
+        _record_weights(sums, style, mask, quarters, settings)
+        traces = accumulate(log_ratio, updated, settings.q, style)
+        _record_spread(sums, style, traces, updated, of_updated, settings)
 
 
 def record_gradients(sums: MetricSums, module: "GRPOLambdaModule") -> None:
@@ -89,23 +92,28 @@ def record_gradients(sums: MetricSums, module: "GRPOLambdaModule") -> None:
     for name, settings in every_variant(module.objective).items():
         credit = token_credit(*given, settings, experience.importance_weights, module.last_counted).abs().double()
         total = credit.sum()
-        quarters = torch.stack([credit[part].sum() for _, part in _quarters(mask)])
+        quarters = torch.stack([credit[part].sum() for part in _quarters(mask)])
         for place, share in zip(PLACES, quarters.cumsum(0) / total.clamp(min=1e-300), strict=False):
             sums.add(f"traces/{name}/gradient_share/{place}", share, total)
 
 
-def _record_weights(sums: MetricSums, style: str, mask: torch.Tensor, settings: ObjectiveSettings) -> None:
+def _record_weights(
+    sums: MetricSums, style: str, mask: torch.Tensor, quarters: torch.Tensor, settings: ObjectiveSettings
+) -> None:
     lengths = mask.sum(1).long()
     backward = weights(mask, settings.q, style, "backward")
     last = backward.gather(1, (lengths - 1).clamp(min=0)[:, None]).squeeze(1)
     sums.add_values(f"traces/{style}/effective_horizon", last[lengths > 0])
-    forward = weights(mask, settings.q, style, "forward")
-    for name, part in _quarters(mask):
-        sums.add_values(f"traces/{style}/weight/{name}", forward[part])
+    _record_by_quarter(sums, f"traces/{style}/weight", weights(mask, settings.q, style, "forward"), quarters)
 
 
 def _record_spread(
-    sums: MetricSums, style: str, log_ratio: torch.Tensor, mask: torch.Tensor, settings: ObjectiveSettings
+    sums: MetricSums,
+    style: str,
+    log_ratio: torch.Tensor,
+    mask: torch.Tensor,
+    quarters: torch.Tensor,
+    settings: ObjectiveSettings,
 ) -> None:
     values = log_ratio[mask]
     if not len(values):
@@ -115,12 +123,18 @@ def _record_spread(
     sums.add_squares(f"traces/{style}/z_std", values)
     sums.extremes(values.abs(), highest=f"traces/{style}/z_max")
     sums.add_values(f"traces/{style}/clip_fraction/all", outside[mask])
-    for name, part in _quarters(mask):
-        sums.add_values(f"traces/{style}/clip_fraction/{name}", outside[part])
+    _record_by_quarter(sums, f"traces/{style}/clip_fraction", outside, quarters)
 
 
-def _quarters(mask: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-    """For each quarter of the rows' own lengths its name and its tokens, [B, T]."""
+def _record_by_quarter(sums: MetricSums, name: str, values: torch.Tensor, quarters: torch.Tensor) -> None:
+    """The mean of ``values`` [B, T] over each of ``quarters``."""
+    totals = torch.where(quarters, values.double(), 0.0).sum((1, 2)).tolist()
+    for number, (total, count) in enumerate(zip(totals, quarters.sum((1, 2)).tolist(), strict=True), start=1):
+        sums.add(f"{name}/quarter{number}", total / max(1, count), count)
+
+
+def _quarters(mask: torch.Tensor) -> torch.Tensor:
+    """[4, B, T] the tokens of each quarter of the rows' own lengths."""
     lengths = mask.sum(1, keepdim=True).clamp(min=1)
     quarter = torch.arange(mask.shape[1], device=mask.device) * QUARTERS // lengths
-    return [(f"quarter{n + 1}", mask.bool() & (quarter == n)) for n in range(QUARTERS)]
+    return torch.stack([mask.bool() & (quarter == n) for n in range(QUARTERS)])

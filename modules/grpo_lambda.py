@@ -32,6 +32,7 @@ from app.policy.shared_prompts import packs_rows, row_statistics, work_of
 from app.rollout.metric_sums import MetricSums
 from app.rollout.metrics import record_work
 from app.rollout.update_plan import UpdatePlan, UpdateSettings, plan_updates
+from modules.iteration_metrics import note_metrics
 from modules.policy_module import PolicyModule
 
 if TYPE_CHECKING:
@@ -215,8 +216,9 @@ class GRPOLambdaModule(PolicyModule):
                 self._update(experience, advantages, counted, step, update + step == 0, sums)
         sums.add("policy/lr", self.advance_schedule())
         self.wait_for_device()
-        sums.add("speed/time/train", time.perf_counter() - started)
-        self.log_dict(sums.reduce(self.gather_objects), rank_zero_only=True)
+        experience.rollout.seconds["train"] = time.perf_counter() - started
+        sums.add("speed/time/train", experience.rollout.seconds["train"])
+        note_metrics(self.trainer, sums.reduce(self.gather_objects))
 
     def _advantages(self, rewards: torch.Tensor) -> torch.Tensor:
         """[P, G] rewards → [B] advantages; the "batch" whose spread may scale them is that of all ranks."""

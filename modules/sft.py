@@ -15,6 +15,7 @@ from app.policy.optimizers import OptimizerSettings
 from app.policy.probe import TrainingProbe
 from app.policy.sharding.wrapping import inner_model
 from app.rollout.metric_sums import MetricSums
+from modules.iteration_metrics import note_metrics
 from modules.policy_module import PolicyModule
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class SFTModule(PolicyModule):
             sums.add("mean_token_accuracy", right / tokens, tokens)
         self.optimizer_step_clipped(sums)
         sums.add("policy/lr", self.advance_schedule())
-        self.log_dict(sums.reduce(self.gather_objects), rank_zero_only=True)
+        note_metrics(self.trainer, sums.reduce(self.gather_objects))
 
     def _summed_loss(self, batch: "SFTBatch", rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum of the cross-entropy over the completion tokens of ``rows``, and how many are predicted right.

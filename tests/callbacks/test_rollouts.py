@@ -319,6 +319,8 @@ def test_what_further_rounds_cost_is_counted(tmp_path: Path) -> None:
     assert metrics["speed/tokens/total"] == tokens > sum(len(row.token_ids) for row in learned)
     assert metrics["speed/tokens/per_second"] == pytest.approx(tokens / metrics["speed/time/iteration"], rel=1e-5)
     assert metrics["speed/time/generate"] >= engine.seconds * (1 - 1e-6)
+    phases = [metrics[f"speed/time/{name}"] for name in ("sync", "generate", "grade", "log_probs", "train", "other")]
+    assert 0 <= min(phases) <= sum(phases) <= metrics["speed/time/iteration"] * (1 + 1e-5)
 
 
 def test_seconds_and_verdicts_of_all_rounds_add_up() -> None:
