@@ -79,9 +79,11 @@ def end_with_starter() -> None:
     """
     if "LOCAL_RANK" not in os.environ:  # not started by a launcher: it may become one
         os.environ[STARTER] = str(os.getpid())
-    elif STARTER in os.environ:
-        starter = int(os.environ[STARTER])
-        threading.Thread(target=_watch, args=(starter,), name="watch the starter", daemon=True).start()
+    elif STARTER in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        starter = Place(socket.gethostname(), int(os.environ[STARTER]))
+        # a living process that is not the parent has only handed its environment on, to a launcher of its own
+        if os.getppid() == starter.pid or starter.ended:
+            threading.Thread(target=_watch, args=(starter.pid,), name="watch the starter", daemon=True).start()
 
 
 def _watch(starter: int) -> None:
