@@ -36,6 +36,8 @@ class RunSummary(Callback):
         self._warnings = _Warnings()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            run_folder(trainer)  # which all ranks have to ask for once; the summary is rank 0's
         for name in OWN if stage == "fit" and trainer.is_global_zero else ():
             logging.getLogger(name).addHandler(self._warnings)
 
