@@ -11,6 +11,10 @@ from app.report.runs import runs_of, sweep_names
 from app.report.scheduling import State, area_of, chosen_rate, sweep_areas
 
 LEVEL = 0.05
+FEWEST = 6
+"""Pairs below which nothing is called different: to a bootstrap, three that point the same way are certain, where a test
+of signs gives 2 · 2⁻³ = 0.25. With six that agree it gives 0.03."""
+TOO_FEW = f"Fewer than {FEWEST} pairs"
 SHARES = ("area", "last", "heldout_middle", "heldout_end")
 """Measures between 0 and 1; the others count iterations and tokens."""
 TITLES = {"main": "The main comparison", "control": "The controls"}
@@ -77,7 +81,7 @@ def _differences(plan: Plan, task: str, group: str, differences: Mapping[Key, Di
         area = found["area"]
         row = [method, against, _of(area.pairs, area.planned), _signed(area.absolute), _percent(area.relative)]
         row += [_percent(area.above_start)]
-        row += [f"{area.ahead} of {area.pairs}", _p(area.corrected)]
+        row += [f"{area.ahead} of {area.pairs}", _p(area.corrected) if area.pairs >= FEWEST else "too few pairs"]
         row += [_signed(found[name].absolute) for name in SHARES[1:]]
         row += [_counted(found[name].absolute) for name in ("iterations", "tokens")]
         rows.append(row)
@@ -86,20 +90,22 @@ def _differences(plan: Plan, task: str, group: str, differences: Mapping[Key, Di
 
 def _in_words(plan: Plan, task: str, group: str, differences: Mapping[Key, Difference]) -> str:
     """Which methods differ from what they are compared with, after the correction, and which do not."""
-    kinds: dict[str, list[str]] = {"Larger": [], "Smaller": [], "Cannot be told apart": []}
+    kinds: dict[str, list[str]] = {kind: [] for kind in ("Larger", "Smaller", "Cannot be told apart", TOO_FEW)}
     for method in plan.group(group):
         found = differences.get((task, method, PRIMARY))
         if found is not None:
-            kind = (
-                "Cannot be told apart"
-                if found.corrected >= LEVEL
-                else "Larger"
-                if found.absolute.value > 0
-                else "Smaller"
-            )
-            kinds[kind].append(f"{method} (against {plan.methods[method].against})")
+            kinds[kind_of(found)].append(f"{method} (against {plan.methods[method].against})")
     said = [f"{kind}: {', '.join(methods)}." for kind, methods in kinds.items() if methods]
     return " ".join(["The area, at a corrected p below 0.05.", *said]) if said else "No pair is finished yet."
+
+
+def kind_of(found: Difference) -> str:
+    """What a comparison came to, in the words of the page."""
+    if found.pairs < FEWEST:
+        return TOO_FEW
+    if found.corrected >= LEVEL:
+        return "Cannot be told apart"
+    return "Larger" if found.absolute.value > 0 else "Smaller"
 
 
 def _means(plan: Plan, task: str, group: str, outcomes: Mapping[tuple[str, str], Outcome]) -> str:

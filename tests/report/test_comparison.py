@@ -1,5 +1,6 @@
 """Differences of methods, from curves written by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from app.report.plan import Measures, Method, Plan, Task
 from app.report.runs import runs_of
 from app.report.scheduling import State
 from app.report.statistics import holm
-from app.report.tables import report
+from app.report.tables import kind_of, report
 
 PLAN = Plan(
     tasks={name: Task(fit=["configs/quickstart/grpo_lambda.yaml"], policies=["x", "y"]) for name in ("early", "late")},
@@ -92,9 +93,18 @@ def test_a_missing_run_takes_its_pair_along_and_is_counted() -> None:
     assert "**23 of 28 planned runs are done**" in page
     assert "| better | base | 3 of 4 | +0.100 (+0.100 to +0.100) |" in page
     assert "| other | base | none yet |" in page
-    assert "Larger: better (against base). Cannot be told apart: other (against base)." in page
+    assert "0.05. Fewer than 6 pairs: better (against base), other (against base)." in page
     assert "- early/runs/base: not run yet: seed-1001\n" in page
     assert "- late/runs/other: not run yet: seed-1001, seed-2001, seed-1002, seed-2002\n" in page
+
+
+def test_nothing_is_called_different_on_few_pairs() -> None:
+    found = differences_of(PLAN, outcomes_of(made()))["early", "better", "area"]
+    assert found.corrected < 0.05
+    assert [kind_of(replace(found, pairs=pairs)) for pairs in (5, 6)] == ["Fewer than 6 pairs", "Larger"]
+    equal = replace(found, pairs=8, corrected=0.05)
+    assert kind_of(equal) == "Cannot be told apart"
+    assert kind_of(replace(found, pairs=8, absolute=found.absolute._replace(value=-0.1))) == "Smaller"
 
 
 def test_an_area_of_nothing_has_no_relative_form() -> None:
