@@ -12,8 +12,8 @@ from app.report.scheduling import State, area_of, chosen_rate, sweep_areas
 
 LEVEL = 0.05
 FEWEST = 6
-"""Pairs below which nothing is called different: to a bootstrap, three that point the same way are certain, where a test
-of signs gives 2 · 2⁻³ = 0.25. With six that agree it gives 0.03."""
+"""Pairs below which nothing is called different: to a bootstrap, three that point the same way are certain, where a
+test of signs gives 2 · 2⁻³ = 0.25. With six that agree it gives 0.03."""
 TOO_FEW = f"Fewer than {FEWEST} pairs"
 SHARES = ("area", "last", "heldout_middle", "heldout_end")
 """Measures between 0 and 1; the others count iterations and tokens."""
