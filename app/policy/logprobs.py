@@ -72,8 +72,7 @@ def token_log_probs(
         rows, places, inputs = _completion_tokens(batch, getattr(model, PADS_ON_RIGHT, False))
         ids = batch.completion_ids.flatten()[places]
         found = statistics_at(model, rows, ids, temperature, with_entropy, entropy_gradient, **inputs)
-        entropy = None if found.entropy is None else _placed(found.entropy, places, batch.completion_mask)
-        return TokenStatistics(_placed(found.log_probs, places, batch.completion_mask), entropy)
+        return at_places(found, places, batch.completion_mask)
     logits = completion_logits(model, batch)
     entropy = None
     if entropy_gradient:
@@ -169,9 +168,13 @@ def _completion_tokens(batch: TokenBatch, on_right: bool) -> tuple[Selection, In
     return rows, places, {**inputs, "use_cache": False, "logits_to_keep": kept}
 
 
-def _placed(values: Float[Tensor, " N"], places: Int[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> PerToken:
-    """[B, T] with ``values`` at their places, and 0 elsewhere."""
-    return values.new_zeros(mask.numel()).index_copy(0, places, values).view(mask.shape)
+def at_places(found: FlatStatistics, places: Int[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> TokenStatistics:
+    """What was found of N tokens, each at its place in [B · T]; 0 elsewhere, and where ``mask`` is false."""
+
+    def placed(values: Float[Tensor, " N"]) -> PerToken:
+        return values.new_zeros(mask.numel()).index_copy(0, places, values).view(mask.shape).masked_fill(~mask, 0.0)
+
+    return TokenStatistics(placed(found.log_probs), None if found.entropy is None else placed(found.entropy))
 
 
 def completion_logits(model: "PreTrainedModel", batch: TokenBatch) -> Float[Tensor, "B T V"]:

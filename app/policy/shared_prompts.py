@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from app.policy.logprobs import TokenStatistics, statistics_at, token_log_probs
+from app.policy.logprobs import TokenStatistics, at_places, statistics_at, token_log_probs
 from app.policy.packed_rows import PackedRows, packed_tokens
 from app.policy.packing import TokenBatch
 
@@ -104,11 +103,4 @@ def packed_log_probs(
             attention_mask=torch.ones_like(rows.input_ids),
             use_cache=False,
         )
-    entropy = None if found.entropy is None else _placed(found.entropy, rows, batch)
-    return TokenStatistics(_placed(found.log_probs, rows, batch), entropy)
-
-
-def _placed(values: Tensor, rows: PackedRows, batch: TokenBatch) -> Tensor:
-    """[B, T] with ``values`` at their places, and 0 elsewhere."""
-    mask = batch.completion_mask
-    return values.new_zeros(mask.numel()).index_copy(0, rows.places, values).view(mask.shape).masked_fill(~mask, 0.0)
+    return at_places(found, rows.places, batch.completion_mask)
