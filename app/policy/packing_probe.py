@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from app.errors import ConfigurationError
 from app.policy.evaluating import evaluation
 from app.policy.logprobs import PADS_ON_RIGHT
 from app.policy.lora import WithoutAdapters
 from app.policy.packed_rows import ATTENTION
 from app.policy.packing import build
-from app.policy.probe import MODEL_ERRORS, TOLERANCES, plain_log_probs, probe_rows, spread
+from app.policy.probe import MODEL_ERRORS, OF_THE_RUN, TOLERANCES, plain_log_probs, probe_rows, spread
 from app.policy.sharding.wrapping import inner_model
 from app.policy.shared_prompts import PACKS_ROWS, packed_log_probs
 from app.policy.sources import quiet
@@ -58,8 +57,8 @@ class PackingProbe:
             _set_attention(model, ATTENTION)
             try:
                 difference = self._difference(model, temperature, rows)
-            except (ConfigurationError, torch.OutOfMemoryError, torch.distributed.DistError):
-                raise  # no matter of the family
+            except OF_THE_RUN:
+                raise
             except MODEL_ERRORS as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             else:

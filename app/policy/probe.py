@@ -33,6 +33,8 @@ families of random weights differ by at most 1e-5 in float32; 0.1 is what the fi
 wrong differs by 0.1 to 4."""
 MODEL_ERRORS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, AssertionError)
 """What models raise over inputs that they cannot take."""
+OF_THE_RUN = (ConfigurationError, torch.OutOfMemoryError, torch.distributed.DistError)
+"""Those of them, or raised beside them, that say nothing of a model's family: to be let through first."""
 
 LENGTHS = ((8, 6), (2, 5), (5, 3))
 """(prompt, completion) tokens of the rows: short ones beside longer ones, on either side."""
@@ -80,8 +82,8 @@ def refusing(model: "PreTrainedModel", key: str) -> Iterator[None]:
     """Turns what a model raises inside over its inputs into one line that names its family."""
     try:
         yield
-    except (ConfigurationError, torch.OutOfMemoryError, torch.distributed.DistError):
-        raise  # no matter of the family
+    except OF_THE_RUN:
+        raise
     except MODEL_ERRORS as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ProbeFailure(f"{family(model)} cannot be used: of a few tokens it raises {what}", key=key) from error
@@ -165,6 +167,8 @@ class TrainingProbe:
                 raise NotApart(f"log-probs from its hidden states differ by {difference:.2g} nats from its own")
         except NotApart as reason:
             setattr(model, HEAD, str(reason))
+        except OF_THE_RUN:
+            raise
         except MODEL_ERRORS as error:
             setattr(model, HEAD, f"it raises {type(error).__name__}: {' '.join(str(error).split())[:200]}")
 
