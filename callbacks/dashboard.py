@@ -15,6 +15,7 @@ from callbacks.dashboard_layout import PARTS, STACK, layout_summary, rl_layout, 
 from callbacks.evaluation_timing import iterations_done
 from callbacks.loggers import log_histogram, log_settings
 from callbacks.run_settings import FIRST, run_settings
+from modules.iteration_metrics import note_metrics
 
 if TYPE_CHECKING:
     from modules.grpo_lambda import GRPOLambdaModule
@@ -76,7 +77,7 @@ class Dashboard(Callback):
             return  # the supervised stage
         metrics = trainer.callback_metrics
         shares = time_shares({name: float(metrics.get(f"speed/time/{name}", 0.0)) for name in ("iteration", *PARTS)})
-        pl_module.log_dict(shares | {"speed/memory_gib": peak_memory(pl_module.device)}, rank_zero_only=True)
+        note_metrics(trainer, shares | {"speed/memory_gib": peak_memory(pl_module.device)})
         if not trainer.is_global_zero:
             return
         self._tokens = float(metrics["speed/tokens/total"])
