@@ -15,6 +15,7 @@ from app.credit.records import Completion, Group, record_of
 from app.errors import ConfigurationError, require
 from app.policy.decoding import token_texts
 from callbacks.evaluation_timing import iterations_done
+from callbacks.last_update import last_update
 from callbacks.loggers import log_image
 from callbacks.run_folder import run_folder
 
@@ -115,18 +116,14 @@ class CreditPage(Callback):
 
 def groups_of(module: "GRPOLambdaModule", prompts: int) -> list[Group]:
     """The first groups of this rank in which a completion has an advantage, as the iteration's last update saw them."""
-    experience, advantages, log_ratio = module.experience, module.last_advantages, module.last_log_ratio
-    assert experience is not None, "an iteration is over"
-    assert advantages is not None, "an iteration is over"
-    assert log_ratio is not None, "an iteration is over"
+    experience, _, advantages = last_update(module)
     size = experience.rollout.group_size
     with_credit = [bool(group.any()) for group in advantages.view(-1, size).cpu()]
     return [_group(module, index) for index, learned in enumerate(with_credit) if learned][:prompts]
 
 
 def _group(module: "GRPOLambdaModule", index: int) -> Group:
-    experience = module.experience
-    assert experience is not None
+    experience, log_ratio, advantages = last_update(module)
     rollout = experience.rollout
     rows = slice(index * rollout.group_size, (index + 1) * rollout.group_size)
     problem = rollout.batch.problems[index]
@@ -149,10 +146,10 @@ def _group(module: "GRPOLambdaModule", index: int) -> Group:
         answer=problem.answer,
         completions=completions,
         mask=of_rows(experience.loss_mask),
-        log_ratio=of_rows(module.last_log_ratio),
+        log_ratio=of_rows(log_ratio),
         old_log_probs=of_rows(experience.old_log_probs),
         entropy=of_rows(experience.entropy),
-        advantages=of_rows(module.last_advantages),
+        advantages=of_rows(advantages),
         importance_weights=of_rows(experience.importance_weights),
         counted=of_rows(module.last_counted),
     )

@@ -13,6 +13,7 @@ from app.algorithm.traces import STYLES, accumulate
 from app.errors import require
 from callbacks.dashboard_layout import PARTS, STACK, layout_summary, rl_layout, sft_layout
 from callbacks.evaluation_timing import iterations_done
+from callbacks.last_update import last_update
 from callbacks.loggers import log_histogram, log_settings
 from callbacks.run_settings import FIRST, run_settings
 from modules.iteration_metrics import note_metrics
@@ -135,10 +136,7 @@ def metrics_of_interest(module: LightningModule, benchmarks: list[str]) -> list[
 
 def distributions(module: "GRPOLambdaModule") -> dict[str, torch.Tensor]:
     """Name → finite values of this rank's last iteration, [N] on the CPU. Ratios are those that the last update saw."""
-    experience, log_ratio, advantages = module.experience, module.last_log_ratio, module.last_advantages
-    assert experience is not None, "an iteration is over"
-    assert log_ratio is not None, "an iteration is over"
-    assert advantages is not None, "an iteration is over"
+    experience, log_ratio, advantages = last_update(module)
     mask = experience.tokens.completion_mask.bool()
     updated = experience.loss_mask.bool() & ~log_ratio.isnan()
     known = log_ratio.nan_to_num() * updated

@@ -10,6 +10,7 @@ from app.algorithm.objective import ObjectiveSettings
 from app.algorithm.traces import STYLES, accumulate, weights
 from app.errors import require
 from app.rollout.metric_sums import MetricSums
+from callbacks.last_update import last_update
 from modules.iteration_metrics import note_metrics
 
 if TYPE_CHECKING:
@@ -83,10 +84,7 @@ def record_traces(sums: MetricSums, log_ratio: torch.Tensor, mask: torch.Tensor,
 
 def record_gradients(sums: MetricSums, module: "GRPOLambdaModule") -> None:
     """Adds the shares of the gradient to ``sums``, of every variant as the last update would have had it."""
-    experience, log_ratio, advantages = module.experience, module.last_log_ratio, module.last_advantages
-    assert experience is not None, "an iteration is over"
-    assert log_ratio is not None, "an iteration is over"
-    assert advantages is not None, "an iteration is over"
+    experience, log_ratio, advantages = last_update(module)
     mask = experience.loss_mask
     given = (log_ratio, advantages, mask)
     for name, settings in every_variant(module.objective).items():
